@@ -1,0 +1,112 @@
+import { createError } from '@fastify/error'
+import { type Static, Type } from '@sinclair/typebox'
+
+/** Every fault as it leaves: OpenAI's error body. All four keys are always present, unknown ones are null. */
+export const ErrorBody = Type.Object({
+  error: Type.Object({
+    message: Type.String(),
+    type: Type.String(),
+    param: Type.Union([Type.String(), Type.Null()]),
+    code: Type.Union([Type.String(), Type.Null()])
+  })
+})
+export type ErrorBody = Static<typeof ErrorBody>
+
+/** A fault of ours: `code` is stable and prefixed, `wire` is what OpenAI's body carries as `code`. */
+export interface GatewayError extends Error {
+  code: string
+  wire: string | null
+  type: string
+  param: string | null
+  statusCode: number
+  /** Headers that the answer carries besides the body: `retry-after`, `x-should-retry`. */
+  headers: Readonly<Record<string, string>>
+}
+
+/** A constructor of one fault; the arguments fill the `%s` of its message, `{ cause }` may follow them. */
+export type Fault = new (...args: Array<string | number | { cause: unknown }>) => GatewayError
+
+const brand = Symbol.for('fastify-model-gateway.error')
+const useless = { 'x-should-retry': 'false' }
+
+/** True for every fault made here, also by another copy of this package. */
+export function isGatewayError(error: unknown): error is GatewayError {
+  return typeof error === 'object' && error !== null && brand in error
+}
+
+/** Gives one fault what only this occurrence knows: another status, the vendor's own code, headers. */
+export function detail(error: GatewayError, own: Partial<Omit<GatewayError, 'name' | 'stack'>>): GatewayError {
+  return Object.assign(error, own)
+}
+
+/** The body of a fault of ours, ready to be sent. */
+export function errorBody(error: GatewayError): ErrorBody {
+  return { error: { message: error.message, type: error.type, param: error.param, code: error.wire } }
+}
+
+// The table of design.md section 6. A new fault is a new line here and a line in docs/errors.md.
+export const InvalidRequest = fault(null, 400, 'invalid_request_error', '%s')
+export const InvalidApiKey = fault('invalid_api_key', 401, 'invalid_request_error', '%s')
+export const TenantMismatch = fault(
+  'tenant_mismatch',
+  403,
+  'permission_error',
+  'This caller may not act for the tenant `%s`.'
+)
+export const TenantNotFound = fault('tenant_not_found', 404, 'invalid_request_error', 'The tenant `%s` does not exist.')
+export const ModelNotFound = fault(
+  'model_not_found',
+  404,
+  'invalid_request_error',
+  'The model `%s` does not exist here. GET /v1/models lists the models of this gateway.'
+)
+export const ResourceNotFound = fault('resource_not_found', 404, 'invalid_request_error', 'Unknown path: %s %s')
+export const RequestTooLarge = fault(
+  'request_too_large',
+  413,
+  'invalid_request_error',
+  'The request body is larger than the limit of %s bytes.'
+)
+export const UnsupportedMediaType = fault(
+  'unsupported_media_type',
+  415,
+  'invalid_request_error',
+  'Send the request as application/json.'
+)
+export const UpstreamRejected = fault(null, 400, 'invalid_request_error', '%s')
+export const UpstreamRateLimited = fault(
+  'upstream_rate_limited',
+  429,
+  'rate_limit_error',
+  'The provider of this model is limiting requests. Try again later.'
+)
+export const UpstreamError = fault('upstream_error', 502, 'server_error', 'The provider of this model failed: %s')
+export const UpstreamOverloaded = fault(
+  'upstream_overloaded',
+  503,
+  'server_error',
+  'The provider of this model is overloaded. Try again later.'
+)
+export const UpstreamTimeout = fault(
+  'upstream_timeout',
+  504,
+  'server_error',
+  'The provider of this model did not answer in time: %s'
+)
+export const ShuttingDown = fault('shutting_down', 503, 'server_error', 'This gateway is shutting down. Try again.')
+export const Cancelled = fault(
+  'cancelled',
+  499,
+  'invalid_request_error',
+  'The caller left before the answer was complete.'
+)
+export const InternalError = fault('internal_error', 500, 'server_error', 'The gateway failed to handle this request.')
+
+function fault(wire: string | null, statusCode: number, type: string, message: string): Fault {
+  const name = wire ?? (type === 'invalid_request_error' ? 'invalid_request' : type)
+  const Made = createError(`GATEWAY_${name.toUpperCase()}`, message, statusCode, Error, statusCode === 500)
+  // Statuses that the OpenAI SDK repeats by itself stay silent; for the rest a repeat is useless and we say so.
+  const headers = statusCode < 500 && statusCode !== 429 ? useless : {}
+  Object.assign(Made.prototype, { [brand]: true, wire, type, param: null, headers })
+  return Made as unknown as Fault
+}
