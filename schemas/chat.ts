@@ -164,6 +164,6 @@ export type ChatCompletionChunk = {
   object: 'chat.completion.chunk'
   created: number
   model: string
-  choices: Array<{ index: number; delta: Delta; finish_reason?: FinishReason | null } & Open>
+  choices: Array<{ index: number; delta: Delta; finish_reason?: string | null } & Open>
   usage?: CompletionUsage | null
 } & Open

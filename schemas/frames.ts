@@ -16,8 +16,8 @@ export interface Frames<C = ChatCompletionChunk> extends Iterable<C> {
   readonly hasToken: boolean
   /** True when there is anything but comments: what counts as a sign of life from a model. */
   readonly hasData: boolean
-  /** The same events without those that `keep` refuses, the others as the bytes they were; null when none is left. */
-  filter(keep: (chunk: C) => boolean): Frames<C> | null
+  /** The same events without those that only report usage, the others as the bytes they were; null when none is left. */
+  withoutUsage(): Frames<C> | null
 }
 
 /** Frames made of chunks instead of bytes: by a provider that translates, or by a layer that changed something. */
@@ -29,8 +29,8 @@ export function chunkFrames(chunks: readonly ChatCompletionChunk[]): Frames {
     usage: chunks.findLast(chunk => chunk.usage)?.usage ?? null,
     hasToken: chunks.some(isToken),
     hasData: chunks.length > 0,
-    filter(keep) {
-      const kept = chunks.filter(keep)
+    withoutUsage() {
+      const kept = chunks.filter(chunk => !isUsageOnly(chunk))
       if (kept.length === chunks.length) return this
       return kept.length > 0 ? chunkFrames(kept) : null
     },

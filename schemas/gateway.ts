@@ -1,6 +1,6 @@
 import type { ChatCompletion, ChatCompletionChunk, ChatRequest } from './chat.ts'
 import type { Frames } from './frames.ts'
-import type { LedgerEntry, Provider } from './provider.ts'
+import type { Attempt, AttemptLayer, LedgerEntry, Provider } from './provider.ts'
 import type { Usage } from './usage.ts'
 
 // The contract of the kernel: who asks (Caller), what is asked (Inference), who stands around it (Layer).
@@ -100,6 +100,8 @@ export interface Inference extends Caller {
   request: ChatRequest
   readonly route: Route
   readonly facts: Facts
+  /** performance.now() at the start. */
+  readonly started: number
   /** What the provider reported so far; `estimated` zeros while it has not. */
   readonly usage: Usage
   /** The provider's frames, synchronously, before the client gets them. No listener, no cost. */
@@ -112,6 +114,9 @@ export interface Inference extends Caller {
 export type Answer =
   | { readonly stream: false; readonly body: ChatCompletion; readonly raw: Uint8Array | null }
   | { readonly stream: true; readonly frames: AsyncIterable<Frames> }
+
+/** An answer as `complete` gives it: with what is known of the call. */
+export type Completed = Answer & { readonly facts: Facts }
 
 export type Dispatch = (inference: Inference) => Promise<Answer>
 
@@ -136,4 +141,62 @@ export interface Router {
   /** @throws ModelNotFound, InvalidRequest */
   resolve(request: ChatRequest): Route
   dispatch: Dispatch
+}
+
+/** What an in-process caller may say of itself; without a tenant it is `public`. */
+export interface CallerOptions {
+  readonly tenant?: string
+  readonly signal?: AbortSignal
+  readonly trace?: TraceParent
+  /** Milliseconds from the start of the call. */
+  readonly deadline?: number
+  readonly idempotencyKey?: string
+}
+
+/** What plugins and the host see: the kernel and whatever plugins have added, by declaration merging and `decorate`. */
+export interface Gateway extends Kernel {}
+
+/** The kernel by itself. */
+export interface Kernel {
+  /** Puts a layer around every call. Refused once the instance is ready; an unknown stage throws. */
+  intercept(stage: Stage, layer: Layer): void
+  /** Puts a layer around every provider call. Refused once the instance is ready. */
+  interceptAttempt(layer: AttemptLayer): void
+  /**
+   * Runs one call through all stages. The same way in for every transport and for the host's own code.
+   * @throws a GatewayError of schemas/errors.ts, or what a layer threw
+   */
+  complete(request: ChatRequest, caller: Caller): Promise<Completed>
+  /** A caller in this process: no network, the same limits and budgets. */
+  caller(options?: CallerOptions): Caller
+  /** Says who a caller is; the plugin auth gives it, without it everybody is `public`. @throws InvalidApiKey */
+  authenticate?(credentials: Credentials): Principal | Promise<Principal>
+  /** The same principal, acting for another tenant. @throws TenantNotFound, TenantMismatch */
+  actFor?(principal: Principal, tenant: string): Principal
+  /** Adds a capability under a name of its own; refuses a name that is taken. */
+  decorate<Name extends keyof Gateway>(name: Name, value: Gateway[Name]): void
+  /** Takes the innermost part; routing gives it, once. */
+  routeWith(router: Router): void
+  /** Takes what opens ledger lines; the ledger gives it, once. */
+  accountWith(accountant: Accountant): void
+  /** Opens the ledger line of an attempt. For dispatch. */
+  open: Accountant
+  /** Sends an attempt through the attempt layers to its provider. For dispatch. */
+  send(attempt: Attempt): Promise<Answer>
+  /** Adds a dependency that /ready asks for. */
+  dependency(name: string, check: () => Readiness | Promise<Readiness>): void
+  /** Asks every dependency. */
+  readiness(): Promise<{ ok: boolean; checks: Record<string, Readiness> }>
+  /** A new id for a call. */
+  newId(): string
+  /** True from the moment the host began to close. */
+  readonly closing: boolean
+  /** Calls in progress. */
+  readonly running: number
+}
+
+/** What a caller showed of itself, on any lane. */
+export interface Credentials {
+  readonly headers: Readonly<Record<string, string | string[] | undefined>>
+  readonly address: string
 }

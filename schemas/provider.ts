@@ -4,10 +4,10 @@ import type { Usage } from './usage.ts'
 
 /** Proof that somebody accounts for a provider call: only what opens a ledger line can make one. */
 export interface LedgerEntry {
-  /** The attempt brought an answer and this is what it used. */
-  settle(usage: Usage): void
-  /** The attempt failed before it brought anything. */
-  fail(error: unknown): void
+  /** The attempt brought its whole answer; `usage` is read only by those who keep books. */
+  settle(usage: () => Usage): void
+  /** The attempt failed or was given up; `usage` is what it used until then. */
+  fail(error: unknown, usage: () => Usage): void
 }
 
 /** What a provider can do by itself. Absent means: not known, try. */

@@ -1,0 +1,111 @@
+import type { ServerResponse } from 'node:http'
+import type { FastifyReply } from 'fastify'
+import { errorBody, InternalError, isGatewayError } from '../../schemas/errors.ts'
+import type { Frames } from '../../schemas/frames.ts'
+import type { Completed, Facts } from '../../schemas/gateway.ts'
+
+export interface SseOptions {
+  /** Milliseconds of silence between heartbeats. */
+  heartbeat: number
+  /** Milliseconds without a token after which the headers leave all the same. */
+  headersAfter: number
+}
+
+const terminator = 'data: [DONE]\n\n'
+/** What may wait in our memory for a slow reader, in bytes; above it the provider is not read on. */
+const highWater = 65_536
+
+/** Headers of an answer; `facts` is null while the target is not decided. */
+export function headersOf(facts: Facts | null, id: string, type: string): Record<string, string> {
+  const headers: Record<string, string> = { 'content-type': type, 'x-request-id': id }
+  if (facts === null) return headers
+  if (facts.target !== null) {
+    headers['x-gateway-provider'] = facts.target.provider.name
+    headers['x-gateway-model'] = facts.target.model
+  }
+  headers['x-gateway-attempts'] = String(facts.attempts)
+  headers['x-gateway-cache'] = facts.cache
+  if (facts.warnings.length > 0) headers['x-gateway-warnings'] = facts.warnings.join('; ')
+  return headers
+}
+
+/**
+ * Writes a stream as server-sent events. The headers leave with the first token, so that until then a fault is an
+ * ordinary error answer; after `headersAfter` of silence they leave alone, heartbeats follow, and faults become events.
+ */
+export async function sendStream(
+  reply: FastifyReply,
+  answering: Promise<Completed>,
+  id: string,
+  options: SseOptions
+): Promise<FastifyReply> {
+  const response = reply.raw
+  let open = false
+  let heartbeat: NodeJS.Timeout | undefined
+
+  function writeHead(facts: Facts | null): void {
+    open = true
+    reply.hijack()
+    // Hijacking drops what reply.header() and host hooks have set, so they are written here.
+    response.writeHead(200, {
+      ...(reply.getHeaders() as Record<string, string>),
+      ...headersOf(facts, id, 'text/event-stream; charset=utf-8'),
+      'cache-control': 'no-cache, no-transform',
+      'x-accel-buffering': 'no'
+    })
+    heartbeat = setInterval(beat, options.heartbeat, response)
+  }
+
+  const silence = setTimeout(() => {
+    writeHead(null)
+    beat(response)
+  }, options.headersAfter)
+
+  try {
+    const answer = await answering
+    clearTimeout(silence)
+    if (!answer.stream) throw new Error('A layer answered a stream request with a whole answer.')
+    if (!open) writeHead(answer.facts)
+    for await (const frames of answer.frames) {
+      response.write(frames.raw ?? encode(frames))
+      heartbeat?.refresh()
+      if (response.writableLength > highWater) await drained(response)
+      if (response.destroyed) break
+    }
+    response.end(terminator)
+  } catch (error) {
+    clearTimeout(silence)
+    if (!open) throw error
+    const fault = isGatewayError(error) ? error : new InternalError({ cause: error })
+    if (fault.statusCode >= 500) reply.log.error({ err: error, requestId: id, code: fault.code }, fault.message)
+    if (!response.destroyed) response.end(`data: ${JSON.stringify(errorBody(fault))}\n\n`)
+  } finally {
+    clearInterval(heartbeat)
+  }
+  return reply
+}
+
+function beat(response: ServerResponse): void {
+  // A reader who takes nothing needs no sign of life.
+  if (response.writableLength === 0) response.write(': heartbeat\n\n')
+}
+
+/** Resolves when the reader has taken what waits, or is gone. */
+function drained(response: ServerResponse): Promise<void> {
+  return new Promise(resolve => {
+    const done = () => {
+      response.off('drain', done)
+      response.off('close', done)
+      resolve()
+    }
+    response.on('drain', done)
+    response.on('close', done)
+    if (response.destroyed) done()
+  })
+}
+
+function encode(frames: Frames): string {
+  let text = ''
+  for (const chunk of frames) text += `data: ${JSON.stringify(chunk)}\n\n`
+  return text
+}

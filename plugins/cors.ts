@@ -1,0 +1,47 @@
+import fastifyCors from '@fastify/cors'
+import type { FastifyInstance } from 'fastify'
+import fp from 'fastify-plugin'
+
+export interface CorsOptions {
+  /** Origins whose pages may call; `*` for all. */
+  origin: readonly string[]
+  credentials: boolean
+}
+
+/** What the OpenAI SDK and our own callers read of an answer; a browser hides every other header. */
+const exposed = [
+  'x-request-id',
+  'x-trace-id',
+  'x-should-retry',
+  'retry-after',
+  'retry-after-ms',
+  'x-ratelimit-limit-requests',
+  'x-ratelimit-limit-tokens',
+  'x-ratelimit-remaining-requests',
+  'x-ratelimit-remaining-tokens',
+  'x-ratelimit-reset-requests',
+  'x-ratelimit-reset-tokens',
+  'x-gateway-provider',
+  'x-gateway-model',
+  'x-gateway-attempts',
+  'x-gateway-cache',
+  'x-gateway-cost-usd',
+  'x-gateway-warnings'
+]
+
+/** @fastify/cors inside our scope. The requested headers are allowed as asked: SDKs add new ones with every release. */
+async function cors(app: FastifyInstance, options: CorsOptions): Promise<void> {
+  if (app.hasRequestDecorator('corsPreflightEnabled')) {
+    app.log.warn("server.cors is left to the host: it has @fastify/cors, whose hooks reach the gateway's routes too")
+    return
+  }
+  await app.register(fastifyCors, {
+    origin: options.origin.includes('*') ? true : [...options.origin],
+    credentials: options.credentials,
+    methods: ['GET', 'HEAD', 'POST', 'PUT', 'DELETE'],
+    exposedHeaders: exposed,
+    maxAge: 600
+  })
+}
+
+export default fp(cors, { fastify: '5.x', name: 'cors', dependencies: ['http'] })

@@ -1,0 +1,243 @@
+import { randomBytes } from 'node:crypto'
+import { setMaxListeners } from 'node:events'
+import type { FastifyInstance } from 'fastify'
+import fp from 'fastify-plugin'
+import type { ChatRequest } from '../../schemas/chat.ts'
+import { Cancelled, ShuttingDown } from '../../schemas/errors.ts'
+import {
+  type Accountant,
+  type Answer,
+  type Caller,
+  type CallerOptions,
+  type Completed,
+  type Dispatch,
+  type Gateway,
+  type Kernel,
+  type Layer,
+  type Readiness,
+  type Router,
+  type Stage,
+  stages
+} from '../../schemas/gateway.ts'
+import type { AttemptLayer, LedgerEntry, Send } from '../../schemas/provider.ts'
+import { Call, type Host } from './call.ts'
+import { relay } from './relay.ts'
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    gateway: Gateway
+  }
+}
+
+export interface GatewayOptions {
+  /** Milliseconds that running calls get to finish once the host closes. Default 10,000. */
+  shutdownGrace?: number
+}
+
+const noBooks: LedgerEntry = Object.freeze({ settle() {}, fail() {} })
+
+/**
+ * The kernel: an onion of named stages around each call. It owns no route and no socket; transports, in-process callers
+ * and tests all enter through `complete` with a Caller.
+ */
+async function gatewayPlugin(app: FastifyInstance, options: GatewayOptions): Promise<void> {
+  if (Object.hasOwn(app, 'gateway')) throw new Error('The plugin gateway is registered twice in one scope.')
+  const { kernel, seal, drain } = createKernel(app.log)
+  // Not `decorate`: a second gateway in one host inherits the first one's name and has to be able to shadow it.
+  Object.defineProperty(app, 'gateway', { value: kernel, enumerable: true })
+  app.addHook('onReady', async () => seal())
+  app.addHook('preClose', () => drain(options.shutdownGrace ?? 10_000))
+}
+
+function createKernel(log: FastifyInstance['log']) {
+  const layers = new Map<Stage, Layer[]>(stages.map(stage => [stage, []]))
+  const attemptLayers: AttemptLayer[] = []
+  const dependencies = new Map<string, () => Readiness | Promise<Readiness>>()
+  const running = new Set<Call>()
+  const newId = idGenerator()
+  let router: Router | null = null
+  let open: Accountant = () => noBooks
+  let accounted = false
+  let run: Dispatch | null = null
+  let send: Send = attempt => attempt.target.provider.send(attempt)
+  let host: Host | null = null
+  let closing = false
+  let drained: (() => void) | null = null
+
+  function beforeReady(what: string): void {
+    if (run !== null) throw new Error(`${what} is refused once the instance is ready: call it while plugins load.`)
+  }
+
+  const kernel: Kernel = {
+    intercept(stage, layer) {
+      beforeReady('gateway.intercept')
+      const list = layers.get(stage)
+      if (!list) throw new Error(`Unknown stage '${stage}': the stages are ${stages.join(', ')}.`)
+      list.push(layer)
+    },
+    interceptAttempt(layer) {
+      beforeReady('gateway.interceptAttempt')
+      attemptLayers.push(layer)
+    },
+    complete,
+    caller: options => processCaller(newId(), options ?? {}),
+    decorate(name, value) {
+      if (Object.hasOwn(kernel, name)) throw new Error(`gateway.${name} is taken: another plugin has added it.`)
+      Object.defineProperty(kernel, name, { value, enumerable: true })
+    },
+    routeWith(given) {
+      if (router !== null) throw new Error('gateway.routeWith: another plugin routes already.')
+      router = given
+    },
+    accountWith(accountant) {
+      if (accounted) throw new Error('gateway.accountWith: another plugin keeps the books already.')
+      accounted = true
+      open = accountant
+    },
+    open: (inference, target) => open(inference, target),
+    send: attempt => send(attempt),
+    dependency(name, check) {
+      if (dependencies.has(name)) throw new Error(`gateway.dependency: '${name}' is taken.`)
+      dependencies.set(name, check)
+    },
+    readiness,
+    newId,
+    get closing() {
+      return closing
+    },
+    get running() {
+      return running.size
+    }
+  }
+
+  function complete(request: ChatRequest, caller: Caller): Promise<Completed> {
+    if (run === null || host === null) return Promise.reject(new Error('The gateway is not ready: await app.ready().'))
+    if (closing) return Promise.reject(new ShuttingDown())
+    if (caller.signal.aborted) return Promise.reject(new Cancelled())
+    let call: Call
+    try {
+      call = new Call(host, request, caller)
+    } catch (error) {
+      return Promise.reject(error)
+    }
+    running.add(call)
+    const started = run
+    return new Promise((resolve, reject) => {
+      call.interrupt = reject
+      attemptRun(started, call).then(
+        answer => deliver(call, answer, resolve),
+        error => refuse(call, error, reject)
+      )
+    })
+  }
+
+  /** Composes the onion. From here on a layer that nobody registered costs nothing. */
+  function seal(): void {
+    if (router === null) throw new Error('The gateway cannot route: register the plugin routing after gateway.')
+    host = { router, ended, failed: error => log.error({ err: error }, 'a listener of a settled call failed') }
+    const onion = stages.flatMap(stage => layers.get(stage) ?? [])
+    run = onion.reduceRight<Dispatch>((next, layer) => inference => layer(inference, next), router.dispatch)
+    send = attemptLayers.reduceRight<Send>((next, layer) => attempt => layer(attempt, next), send)
+  }
+
+  function ended(call: Call): void {
+    running.delete(call)
+    if (drained !== null && running.size === 0) drained()
+  }
+
+  /** Takes no more, waits for what runs, aborts what is left after the grace. */
+  async function drain(grace: number): Promise<void> {
+    closing = true
+    if (running.size === 0) return
+    const { promise, resolve } = Promise.withResolvers<void>()
+    drained = resolve
+    const timer = setTimeout(() => {
+      log.warn({ running: running.size }, 'the grace is over: aborting what still runs')
+      for (const call of running) call.abort(new ShuttingDown())
+    }, grace)
+    await promise
+    clearTimeout(timer)
+  }
+
+  async function readiness() {
+    const checks: Record<string, Readiness> = { gateway: { ok: !closing && run !== null, running: running.size } }
+    for (const [name, check] of dependencies) {
+      try {
+        checks[name] = await check()
+      } catch (error) {
+        log.warn({ err: error, dependency: name }, 'a readiness check failed')
+        checks[name] = { ok: false }
+      }
+    }
+    return { ok: Object.values(checks).every(check => check.ok), checks }
+  }
+
+  return { kernel, seal, drain }
+}
+
+/** A layer may throw before it returns its promise. */
+function attemptRun(run: Dispatch, call: Call): Promise<Answer> {
+  try {
+    return run(call)
+  } catch (error) {
+    return Promise.reject(error)
+  }
+}
+
+function deliver(call: Call, answer: Answer, resolve: (answer: Completed) => void): void {
+  const { facts } = call
+  if (call.outcome !== null) {
+    // Ended from outside meanwhile: the caller was told, the answer has no reader.
+    if (answer.stream) void answer.frames[Symbol.asyncIterator]().return?.()
+    return
+  }
+  call.interrupt = null
+  if (answer.stream) {
+    resolve({ stream: true, frames: relay(call, answer.frames), facts })
+    return
+  }
+  call.answered(answer)
+  const completed: Completed = {
+    stream: false,
+    raw: answer.raw,
+    get body() {
+      return answer.body
+    },
+    facts
+  }
+  const settled = call.settle('completed', null)
+  if (settled === undefined) resolve(completed)
+  else settled.then(() => resolve(completed))
+}
+
+function refuse(call: Call, error: Error, reject: (error: Error) => void): void {
+  if (call.outcome !== null) return
+  call.interrupt = null
+  const settled = call.settle('failed', error)
+  if (settled === undefined) reject(error)
+  else settled.then(() => reject(error))
+}
+
+const never = new AbortController().signal
+setMaxListeners(0, never)
+
+function processCaller(id: string, options: CallerOptions): Caller {
+  return {
+    id,
+    principal: { tenant: options.tenant ?? 'public', key: null, kind: 'process', scopes: ['chat'] },
+    signal: options.signal ?? never,
+    trace: options.trace,
+    deadline: options.deadline,
+    idempotencyKey: options.idempotencyKey,
+    origin: { lane: 'process' }
+  }
+}
+
+/** Ids that are unique across processes and cheap: a random prefix drawn once, then a counter. */
+function idGenerator(): () => string {
+  const prefix = `req_${randomBytes(9).toString('base64url').replace(/[-_]/g, '0')}`
+  let count = 0
+  return () => prefix + (count++).toString(36).padStart(6, '0')
+}
+
+export default fp(gatewayPlugin, { fastify: '5.x', name: 'gateway' })

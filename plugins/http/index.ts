@@ -1,0 +1,150 @@
+import { Ajv } from 'ajv'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import fp from 'fastify-plugin'
+import { errorBody, ResourceNotFound } from '../../schemas/errors.ts'
+import type { Caller, Principal, TraceParent } from '../../schemas/gateway.ts'
+import { toGatewayError } from './errors.ts'
+
+const principalKey = Symbol('gateway.principal')
+const idKey = Symbol('gateway.id')
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    [principalKey]: Principal | null
+    [idKey]: string | null
+  }
+}
+
+declare module '../../schemas/gateway.ts' {
+  interface Gateway {
+    http: Http
+  }
+}
+
+/** What every route of ours has in common, for transports to take inside their own scope. */
+export interface Http {
+  /**
+   * Gives a transport's own scope our error body, our parsers, a validator that changes nothing, our fixed headers and,
+   * unless `open`, authentication before the body is read. Nothing reaches the scopes around it.
+   */
+  prepare(scope: FastifyInstance, options: { open: boolean }): void
+  /** Headers that every answer of ours carries, added while plugins load. */
+  fix(headers: Readonly<Record<string, string>>): void
+  /** Answers an unknown path in our form. A host may set it as its own not-found handler. */
+  notFound(request: FastifyRequest, reply: FastifyReply): FastifyReply
+  /** The caller behind a request. `tenant` is what the body names; the signal is the transport's. */
+  caller(request: FastifyRequest, signal: AbortSignal, tenant?: string | null): Caller
+  /** The id that the answer carries as `x-request-id`. */
+  id(request: FastifyRequest): string
+  /** The most bytes of a body. */
+  readonly bodyLimit: number
+}
+
+export interface HttpOptions {
+  /** Bytes. Default 10 MiB. */
+  bodyLimit?: number
+}
+
+const everybody: Principal = { tenant: 'public', key: null, kind: 'anonymous', scopes: ['chat'] }
+
+async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<void> {
+  const { gateway } = app
+  const bodyLimit = options.bodyLimit ?? 10 * 1024 * 1024
+  const fixed: Record<string, string> = {}
+  // Nothing is coerced, filled in or removed: what passes is what was sent.
+  const ajv = new Ajv({ coerceTypes: false, useDefaults: false, removeAdditional: false, strict: false })
+
+  gateway.decorate('http', {
+    bodyLimit,
+    fix: headers => void Object.assign(fixed, headers),
+    id: idOf,
+    prepare,
+    notFound(request, reply) {
+      const error = new ResourceNotFound(request.method, request.url.split('?', 1)[0]!)
+      return reply
+        .code(404)
+        .headers(fixed)
+        .headers(error.headers)
+        .header('x-request-id', idOf(request))
+        .send(errorBody(error))
+    },
+    caller(request, signal, tenant) {
+      const { headers } = request
+      const principal = request[principalKey] ?? everybody
+      return {
+        id: idOf(request),
+        principal: tenant === null || tenant === undefined ? principal : actFor(principal, tenant),
+        signal,
+        trace: traceOf(headers),
+        deadline: deadlineOf(headers['x-stainless-timeout']),
+        idempotencyKey: single(headers['idempotency-key']),
+        origin: { lane: 'http', address: request.ip, method: request.method, path: request.url, headers }
+      }
+    }
+  })
+
+  function idOf(request: FastifyRequest): string {
+    request[idKey] ??= gateway.newId()
+    return request[idKey]
+  }
+
+  function actFor(principal: Principal, tenant: string): Principal {
+    return gateway.actFor ? gateway.actFor(principal, tenant) : { ...principal, tenant }
+  }
+
+  function prepare(scope: FastifyInstance, { open }: { open: boolean }): void {
+    scope.decorateRequest(principalKey, null)
+    scope.decorateRequest(idKey, null)
+    scope.setValidatorCompiler(({ schema }) => ajv.compile(schema))
+    scope.setErrorHandler((error, request, reply) => {
+      const fault = toGatewayError(error, bodyLimit)
+      const id = idOf(request)
+      if (fault.statusCode >= 500) {
+        request.log.error({ err: error, cause: fault.cause, requestId: id, code: fault.code }, fault.message)
+      } else request.log.debug({ requestId: id, code: fault.code }, fault.message)
+      return reply
+        .code(fault.statusCode)
+        .headers(fixed)
+        .headers(fault.headers)
+        .header('x-request-id', id)
+        .header('content-type', 'application/json; charset=utf-8')
+        .send(errorBody(fault))
+    })
+    scope.removeAllContentTypeParsers()
+    const json = scope.getDefaultJsonParser('error', 'error')
+    for (const type of ['application/json', 'text/plain']) {
+      scope.addContentTypeParser(type, { parseAs: 'string', bodyLimit }, json)
+    }
+    scope.addHook('onRequest', (request, reply, done) => {
+      reply.headers(fixed)
+      if (open || !gateway.authenticate) return done()
+      const principal = gateway.authenticate({ headers: request.headers, address: request.ip })
+      if (!(principal instanceof Promise)) {
+        request[principalKey] = principal
+        return done()
+      }
+      principal.then(found => {
+        request[principalKey] = found
+        done()
+      }, done)
+    })
+  }
+}
+
+function traceOf(headers: FastifyRequest['headers']): TraceParent | undefined {
+  const traceparent = headers['traceparent']
+  if (typeof traceparent !== 'string') return undefined
+  return { traceparent, tracestate: single(headers['tracestate']) }
+}
+
+/** The SDK's own time limit, in whole seconds there and in milliseconds here. */
+function deadlineOf(header: string | string[] | undefined): number | undefined {
+  const seconds = Number(header)
+  return header !== undefined && Number.isFinite(seconds) && seconds > 0 ? seconds * 1_000 : undefined
+}
+
+function single(header: string | string[] | undefined): string | undefined {
+  return typeof header === 'string' ? header : undefined
+}
+
+export default fp(httpPlugin, { fastify: '5.x', name: 'http', dependencies: ['gateway'] })

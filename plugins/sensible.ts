@@ -1,0 +1,19 @@
+import fastifySensible, { type FastifySensibleOptions } from '@fastify/sensible'
+import type { FastifyInstance } from 'fastify'
+import fp from 'fastify-plugin'
+
+/** @fastify/sensible inside our scope. Where a host has a decorator of the same name, the host's stays. */
+function sensible(app: FastifyInstance, options: FastifySensibleOptions, done: (error?: Error) => void): void {
+  const polite: FastifyInstance = Object.create(app, {
+    decorate: { value: (name: string, value: unknown) => app.hasDecorator(name) || app.decorate(name, value) },
+    decorateRequest: {
+      value: (name: string, value: unknown) => app.hasRequestDecorator(name) || app.decorateRequest(name, value)
+    },
+    decorateReply: {
+      value: (name: string, value: unknown) => app.hasReplyDecorator(name) || app.decorateReply(name, value)
+    }
+  })
+  fastifySensible(polite, options, done)
+}
+
+export default fp(sensible, { fastify: '5.x', name: 'sensible' })

@@ -1,0 +1,148 @@
+import type { ChatCompletion } from '../../schemas/chat.ts'
+import { UpstreamError } from '../../schemas/errors.ts'
+import type { Frames } from '../../schemas/frames.ts'
+import type { Answer } from '../../schemas/gateway.ts'
+import { type EventReader, eventReader } from '../sse.ts'
+import { type Reads, type Reply, type VendorError, vendorFault } from '../upstream.ts'
+
+const errorKey = /"error"\s*:\s*[^n\s]/
+const openBrace = 123
+const closeBrace = 125
+
+/** Takes secrets out of a vendor's words. */
+export type Redact = (text: string) => string
+
+/** A whole answer, untouched: parsed when somebody reads it, and here only when it may hold an error. */
+export function wholeAnswer(reply: Reply, redact: Redact): Answer {
+  const raw = reply.body ?? Buffer.alloc(0)
+  if (reply.status !== 200) throw vendorFault(reply.status, errorIn(parse(raw)), reply.headers, redact)
+  if (reply.headers['content-encoding']) throw new UpstreamError('it compressed an answer that nobody asked to.')
+  if (!looksWhole(raw)) throw new UpstreamError('its answer is not JSON.')
+  let body: ChatCompletion | null = null
+  if (errorKey.test(raw.toString('latin1'))) {
+    const parsed = parse(raw)
+    const error = errorIn(parsed)
+    if (error !== null) throw vendorFault(statusOf(error), error, reply.headers, redact)
+  }
+  return {
+    stream: false,
+    raw,
+    get body() {
+      body ??= completionOf(raw)
+      return body
+    }
+  }
+}
+
+/** The frames of a stream; an error inside it is thrown after what came before it. */
+export function streamedAnswer(reply: Reply, reads: Reads, maxEvent: number, redact: Redact): Answer {
+  if (reply.headers['content-encoding']) {
+    reads.close(false)
+    throw new UpstreamError('it compressed a stream that nobody asked to.')
+  }
+  return {
+    stream: true,
+    frames: { [Symbol.asyncIterator]: () => framesOf(reply, reads, eventReader(maxEvent), redact) }
+  }
+}
+
+function framesOf(reply: Reply, reads: Reads, events: EventReader, redact: Redact): AsyncIterator<Frames, undefined> {
+  let over = false
+  let started = false
+  let fault: Error | null = null
+
+  async function next(): Promise<IteratorResult<Frames, undefined>> {
+    while (!over) {
+      const bytes = await reads.next()
+      const { frames, done } = bytes === null ? events.end() : events.read(bytes)
+      if (done || bytes === null) {
+        over = true
+        reads.close(true)
+      }
+      if (frames === null) continue
+      const error = frames.error
+      if (error !== undefined) {
+        over = true
+        reads.close(false)
+        fault = vendorFault(statusOf(error), asVendorError(error), reply.headers, redact)
+        const before = frames.beforeError
+        if (before !== null) return { done: false, value: before }
+        break
+      }
+      if (started ? frames.hasData : frames.hasToken) {
+        started = true
+        reads.progress()
+      }
+      return { done: false, value: frames }
+    }
+    if (fault !== null) {
+      const error = fault
+      fault = null
+      throw error
+    }
+    return { done: true, value: undefined }
+  }
+
+  return {
+    async next() {
+      try {
+        return await next()
+      } catch (error) {
+        over = true
+        reads.close(false)
+        throw error
+      }
+    },
+    async return() {
+      over = true
+      reads.close(false)
+      return { done: true, value: undefined }
+    }
+  }
+}
+
+/** JSON objects begin and end with a brace; a truncated one does not. Cheaper than parsing what we only hand on. */
+function looksWhole(raw: Buffer): boolean {
+  let start = 0
+  let end = raw.length - 1
+  while (start < end && raw[start]! <= 32) start++
+  while (end > start && raw[end]! <= 32) end--
+  return raw[start] === openBrace && raw[end] === closeBrace
+}
+
+function completionOf(raw: Buffer): ChatCompletion {
+  try {
+    return JSON.parse(raw.toString('utf8'))
+  } catch (cause) {
+    throw new UpstreamError('its answer is not JSON.', { cause })
+  }
+}
+
+function parse(raw: Buffer): unknown {
+  try {
+    return JSON.parse(raw.toString('utf8'))
+  } catch {
+    return undefined
+  }
+}
+
+/** The error in a body: OpenAI's object, a bare string, or one inside a choice (OpenRouter). */
+function errorIn(body: unknown): VendorError | string | null {
+  if (typeof body !== 'object' || body === null) return null
+  if ('error' in body && body.error) return asVendorError(body.error)
+  if ('choices' in body && Array.isArray(body.choices)) {
+    for (const choice of body.choices) if (choice?.error) return asVendorError(choice.error)
+  }
+  return null
+}
+
+function asVendorError(error: unknown): VendorError | string {
+  if (typeof error === 'string') return error
+  return typeof error === 'object' && error !== null ? error : { message: 'an error without words' }
+}
+
+/** Servers that answer 200 say the status in the error's code, as a number or as its text. */
+function statusOf(error: unknown): number {
+  const code = typeof error === 'object' && error !== null && 'code' in error ? Number(error.code) : 0
+  return Number.isInteger(code) && code >= 400 && code <= 599 ? code : 0
+}

@@ -1,0 +1,83 @@
+import type { FastifyInstance } from 'fastify'
+import fp from 'fastify-plugin'
+import { UpstreamError } from '../../schemas/errors.ts'
+import type { Attempt, Provider } from '../../schemas/provider.ts'
+import { createUpstream } from '../upstream.ts'
+import { type Redact, streamedAnswer, wholeAnswer } from './answer.ts'
+import { type Dialect, outputCapOf, toUpstream, withVersion } from './request.ts'
+
+export interface OpenAICompatibleOptions {
+  name: string
+  /** With or without `/v1`. */
+  baseUrl?: string
+  /** Used in turn. */
+  apiKeys?: readonly string[]
+  /** Sent with every request. */
+  headers?: Readonly<Record<string, string>>
+  /** Headers of the client that may go upstream. */
+  forwardHeaders?: readonly string[]
+  /** Ask for usage at the end of every stream. Default true. */
+  streamUsage?: boolean
+  /** The most sockets to the provider. Default 1024. */
+  connections?: number
+  /** The most bytes of one event. Default 8 MiB. */
+  maxEvent?: number
+}
+
+/** OpenAI and everything that speaks its wire: OpenRouter, LiteLLM, vLLM, Ollama, another gateway of ours. */
+async function openaiCompatible(app: FastifyInstance, options: OpenAICompatibleOptions): Promise<void> {
+  const { provider, close } = createProvider(options)
+  app.gateway.providers.register(provider)
+  app.addHook('onClose', close)
+}
+
+function createProvider(options: OpenAICompatibleOptions): { provider: Provider; close: () => Promise<void> } {
+  const baseUrl = withVersion(options.baseUrl ?? 'https://api.openai.com/v1')
+  const keys = options.apiKeys ?? []
+  const forward = (options.forwardHeaders ?? []).map(name => name.toLowerCase())
+  const maxEvent = options.maxEvent ?? 8 * 1024 * 1024
+  const dialect: Dialect = { outputCap: outputCapOf(baseUrl), streamUsage: options.streamUsage ?? true }
+  const upstream = createUpstream({ baseUrl, connections: options.connections ?? 1024 })
+  const redact = redacting(keys)
+  const fixed = ['content-type', 'application/json', ...Object.entries(options.headers ?? {}).flat()]
+  const perKey = keys.map(key => [...fixed, 'authorization', `Bearer ${key}`])
+  let turn = 0
+
+  function headersFor(attempt: Attempt): string[] {
+    const own = perKey.length === 0 ? fixed : perKey[turn++ % perKey.length]!
+    let headers = own
+    for (const name in attempt.headers) headers = [...headers, name, attempt.headers[name]!]
+    if (forward.length === 0) return headers
+    for (const name of forward) {
+      const value = attempt.caller.origin.headers?.[name]
+      if (typeof value === 'string') headers = [...headers, name, value]
+    }
+    return headers
+  }
+
+  async function send(attempt: Attempt) {
+    const stream = attempt.request.stream === true
+    const reply = await upstream.post({
+      path: '/chat/completions',
+      headers: headersFor(attempt),
+      body: JSON.stringify(toUpstream(attempt.request, dialect)),
+      signal: attempt.signal,
+      timeouts: attempt.timeouts,
+      stream
+    })
+    if (reply.reads !== null) return streamedAnswer(reply, reply.reads, maxEvent, redact)
+    const answer = wholeAnswer(reply, redact)
+    if (stream) throw new UpstreamError('it answered a stream request with something else.')
+    return answer
+  }
+
+  const provider: Provider = { name: options.name, capabilities: { dialects: ['openai'] }, send }
+  return { provider, close: () => upstream.close() }
+}
+
+/** Vendors quote keys in their messages, whole or shortened at the end. */
+function redacting(keys: readonly string[]): Redact {
+  return text => keys.reduce((clean, key) => clean.replaceAll(key, '[redacted]'), text)
+}
+
+export default fp(openaiCompatible, { fastify: '5.x', name: 'openai-compatible', dependencies: ['routing'] })

@@ -1,0 +1,88 @@
+import { type Static, Type } from '@sinclair/typebox'
+import { Count, Credential, Flag, modelName, tenantName, Usd, Words } from './atoms.ts'
+import { Timeout } from './duration.ts'
+import { closed, type Filled, named, oneOf, preset } from './shape.ts'
+
+// `models` and `tenants` of the configuration.
+
+const extras = {
+  cacheRead: Type.Optional(Usd),
+  cacheWrite: Type.Optional(Usd),
+  cacheWrite1h: Type.Optional(Usd),
+  reasoning: Type.Optional(Usd),
+  audioInput: Type.Optional(Usd),
+  audioOutput: Type.Optional(Usd)
+}
+
+/** USD per million tokens, `request` USD per call. What is absent costs what its plain kind costs. */
+export const Price = closed({
+  input: Usd,
+  output: Usd,
+  ...extras,
+  request: Type.Optional(Usd),
+  /** Prices of a call with more than `above` input tokens, cached ones counted; all its tokens cost them. */
+  tiers: Type.Optional(
+    Type.Array(closed({ above: Count, input: Type.Optional(Usd), output: Type.Optional(Usd), ...extras }))
+  )
+})
+export type Price = Static<typeof Price>
+
+const TargetOptions = closed({
+  provider: Words,
+  /** The provider's own name of the model. */
+  model: Words,
+  weight: preset(Usd, 1),
+  /** Absent: the built-in table. */
+  price: Type.Optional(Price)
+})
+
+const TimeoutOptions = closed({
+  connect: preset(Timeout, '5s'),
+  headers: preset(Timeout, '60s'),
+  firstToken: preset(Timeout, '60s'),
+  idle: preset(Timeout, '30s'),
+  total: preset(Timeout, '10m')
+})
+
+export const strategies = ['weighted', 'priority', 'least-latency', 'least-busy', 'least-cost'] as const
+
+export const ModelOptions = closed({
+  strategy: preset(oneOf(...strategies), 'weighted'),
+  targets: Type.Array(TargetOptions, { minItems: 1 }),
+  fallbacks: preset(Type.Array(Words), []),
+  /** Repeats on the same target; moving on to the next one is always allowed. */
+  retries: preset(Type.Integer({ minimum: 0, maximum: 10 }), 2),
+  timeouts: preset(TimeoutOptions, {}),
+  maxOutputTokens: Type.Optional(Count),
+  /** Bound used for holds, also for a page of a PDF. */
+  inputTokensPerImage: preset(Count, 1600)
+})
+export const Models = named(modelName, 'a name without spaces, at most 256', ModelOptions)
+export const Tasks = named(modelName, 'a name without spaces, at most 256', Words)
+
+/** One entry of `models` as it is written, and with its defaults. */
+export type ModelOptions = Static<typeof ModelOptions>
+export type ModelSettings = Filled<typeof ModelOptions>
+
+export const TenantOptions = closed({
+  /** Beside the keys that are made over HTTP. */
+  keys: preset(Type.Array(Credential, { hidden: true }), []),
+  /** Absent: every model. */
+  allowModels: Type.Optional(Type.Array(Words)),
+  budget: preset(
+    closed({ usd: preset(Usd, 5), period: preset(oneOf('total', 'hour', 'day', 'week', 'month'), 'total') }),
+    {}
+  ),
+  maxRequestUsd: preset(Usd, 0.05),
+  maxOutputTokens: preset(Count, 1000),
+  requestsPerMinute: Type.Optional(Count),
+  tokensPerMinute: Type.Optional(Count),
+  concurrency: Type.Optional(Count),
+  /** An anonymous caller may name this tenant. */
+  open: preset(Flag, false)
+})
+export const Tenants = named(tenantName, 'letters, digits, ".", "_", ":", "@" and "-", at most 128', TenantOptions)
+
+/** One entry of `tenants` as it is written, and with its defaults. */
+export type TenantOptions = Static<typeof TenantOptions>
+export type TenantSettings = Filled<typeof TenantOptions>

@@ -1,0 +1,96 @@
+import { type Static, Type } from '@sinclair/typebox'
+import { BaseUrl, Count, Credential, Flag, Secret, Url, Words } from './atoms.ts'
+import { Duration, Timeout } from './duration.ts'
+import { closed, type Filled, named, oneOf, preset, text, toggle } from './shape.ts'
+
+// `plugins` of the configuration. Each is false, true or an object; in the settings false or an object with every default.
+
+/** Nothing to set yet. */
+const Nothing = closed({})
+/** Options that go to somebody else's plugin as they are. */
+const Foreign = named('^', 'any other name', Type.Unknown())
+
+/** The public keys of `jwksUri` decide who signed; secrets shared with an issuer are not among the algorithms. */
+const Jwt = closed({
+  issuer: Words,
+  audience: Words,
+  jwksUri: Url,
+  algorithms: preset(
+    Type.Array(oneOf('RS256', 'RS384', 'RS512', 'PS256', 'PS384', 'PS512', 'ES256', 'ES384', 'ES512', 'EdDSA'), {
+      minItems: 1
+    }),
+    ['RS256']
+  ),
+  /** The claim that names the tenant. */
+  tenantClaim: preset(Words, 'tenant')
+})
+
+const IceUrl = text('^(stuns?|turns?):\\S+$', 'a stun:, stuns:, turn: or turns: URL')
+const IceServer = closed(
+  {
+    urls: Type.Transform(Type.Union([IceUrl, Type.Array(IceUrl, { minItems: 1 })]))
+      .Decode(urls => (typeof urls === 'string' ? [urls] : urls))
+      .Encode(urls => urls),
+    username: Type.Optional(Secret),
+    credential: Type.Optional(Secret)
+  },
+  { hidden: true }
+)
+
+export const PluginOptions = closed({
+  /** An object holds options of @fastify/helmet. */
+  helmet: toggle(Foreign, true),
+  /** An object holds options of @fastify/sensible. */
+  sensible: toggle(Foreign, true),
+  /** By address, before authentication. */
+  rateLimit: toggle(closed({ max: preset(Count, 600), timeWindow: preset(Timeout, '60s') }), true),
+  auth: toggle(
+    closed({
+      /** `auto`: `public` for local callers while nobody has a key. A name: always that tenant. */
+      anonymousTenant: preset(Type.Union([Type.Literal(false), Words], { allowed: 'auto, a tenant or false' }), 'auto'),
+      /** Absent: one is generated. */
+      adminToken: Type.Optional(Credential),
+      jwt: preset(Type.Union([Type.Literal(false), Jwt], { allowed: 'false or an object' }), false)
+    }),
+    true
+  ),
+  /** `unpriced`: what happens to a model without a known price. */
+  budgets: toggle(closed({ unpriced: preset(oneOf('deny', 'allow'), 'deny') }), true),
+  ledger: toggle(
+    closed({
+      durability: preset(oneOf('process', 'store', 'power'), 'process'),
+      onClientGone: preset(oneOf('abort', 'drain'), 'abort'),
+      retention: preset(Duration, '90d')
+    }),
+    true
+  ),
+  cache: toggle(Nothing, false),
+  structuredOutput: toggle(Nothing, true),
+  opa: toggle(
+    closed({
+      url: BaseUrl,
+      path: preset(Words, 'v1/data/rtt/allow'),
+      timeout: preset(Timeout, '500ms'),
+      onError: preset(oneOf('deny', 'allow'), 'deny')
+    }),
+    false
+  ),
+  otel: toggle(
+    closed({
+      endpoint: preset(BaseUrl, 'http://localhost:4317'),
+      serviceName: preset(Words, 'fastify-model-gateway'),
+      captureContent: preset(Flag, false)
+    }),
+    false
+  ),
+  /** `public`: GET /metrics needs no admin token. */
+  metrics: toggle(closed({ public: preset(Flag, false) }), true),
+  events: toggle(Nothing, true),
+  signing: toggle(closed({ secret: Secret }), false),
+  insights: toggle(Nothing, false),
+  realtime: toggle(closed({ iceServers: preset(Type.Array(IceServer, { hidden: true }), []) }), false)
+})
+
+/** `plugins` as it is written, and with its defaults. */
+export type PluginOptions = Static<typeof PluginOptions>
+export type PluginSettings = Filled<typeof PluginOptions>

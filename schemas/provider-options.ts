@@ -1,0 +1,135 @@
+import { type Static, Type } from '@sinclair/typebox'
+import { BaseUrl, Count, Credential, Flag, providerName, Words } from './atoms.ts'
+import { Delay, Size } from './duration.ts'
+import { closed, type Filled, named, preset, text } from './shape.ts'
+
+// `providers` of the configuration. What a provider is at run time stands in provider.ts.
+
+const hopByHop = [
+  'connection',
+  'expect',
+  'keep-alive',
+  'proxy-authenticate',
+  'proxy-authorization',
+  'proxy-connection',
+  'te',
+  'trailer',
+  'transfer-encoding',
+  'upgrade'
+]
+const framing = [...hopByHop, 'accept-encoding', 'content-length', 'host']
+const credentials = ['api-key', 'authorization', 'cookie', 'x-api-key', 'x-goog-api-key']
+
+const headerName = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+const except = (names: readonly string[]) => `^(?!(?:${names.map(anyCase).join('|')})$)${headerName}$`
+
+/** A header of the client that is passed on to the provider. In the settings its name is in lower case. */
+const ForwardedHeader = Type.Transform(
+  text(
+    except([...framing, ...credentials]),
+    'a header name; never a credential, cookie, host, content-length, accept-encoding or hop-by-hop header'
+  )
+)
+  .Decode(name => name.toLowerCase())
+  .Encode(name => name)
+
+const Headers = {
+  ...named(
+    except(framing),
+    'a header name; never host, content-length, accept-encoding or a hop-by-hop header',
+    text('^[\\t\\x20-\\x7e\\x80-\\xff]*$', 'a text without control characters', { hidden: true })
+  ),
+  hidden: true
+}
+
+/** What every provider may say beside its `type` and `baseUrl`. */
+const common = {
+  /** Several keys are a pool. */
+  apiKeys: preset(Type.Array(Credential, { hidden: true }), []),
+  /** Sent with every call. */
+  headers: preset(Headers, {}),
+  enabled: preset(Flag, true),
+  forwardHeaders: preset(Type.Array(ForwardedHeader), []),
+  /** Ask for usage in streams; for upstreams that do not know `stream_options`, false. */
+  streamUsage: preset(Flag, true),
+  /** The most sockets to the provider's origin. */
+  connections: preset(Count, 1024),
+  /** The largest event of a stream. */
+  maxEvent: preset(Size, '8mb')
+}
+
+const OpenAICompatible = closed({ type: Type.Literal('openai-compatible'), baseUrl: BaseUrl, ...common })
+
+const OpenAI = closed({
+  type: Type.Transform(Type.Literal('openai'))
+    .Decode((): 'openai-compatible' => 'openai-compatible')
+    .Encode((): 'openai' => 'openai'),
+  baseUrl: preset(BaseUrl, 'https://api.openai.com/v1'),
+  ...common
+})
+
+const Anthropic = closed({
+  type: Type.Literal('anthropic'),
+  baseUrl: preset(BaseUrl, 'https://api.anthropic.com'),
+  ...common
+})
+
+const LlamaCpp = closed({ type: Type.Literal('llamacpp'), baseUrl: BaseUrl, ...common })
+
+const AzureOpenAI = closed({ type: Type.Literal('azure-openai'), baseUrl: BaseUrl, ...common })
+
+const Gemini = closed({
+  type: Type.Literal('gemini'),
+  baseUrl: preset(BaseUrl, 'https://generativelanguage.googleapis.com'),
+  ...common
+})
+
+const Vertex = closed({
+  type: Type.Literal('vertex'),
+  project: Words,
+  location: Words,
+  /** Absent: the location's own address. */
+  baseUrl: Type.Optional(BaseUrl),
+  /** A service account: the path of its file or its JSON. Absent: the machine's own identity. */
+  credentials: Type.Optional(Type.String({ minLength: 1, hidden: true })),
+  ...common
+})
+
+/** Answers by itself, for trying out and for tests. */
+const Echo = closed({
+  type: Type.Literal('echo'),
+  /** Words of an answer. */
+  words: preset(Count, 16),
+  /** Before the first token. */
+  delay: preset(Delay, '0ms'),
+  /** Between chunks. */
+  interval: preset(Delay, '0ms'),
+  chunkWords: preset(Count, 1),
+  baseUrl: Type.Optional(BaseUrl),
+  ...common
+})
+
+export const ProviderOptions = Type.Union([
+  OpenAICompatible,
+  OpenAI,
+  Anthropic,
+  LlamaCpp,
+  AzureOpenAI,
+  Gemini,
+  Vertex,
+  Echo
+])
+export const Providers = named(providerName, 'letters, digits, ".", "_" and "-", at most 64', ProviderOptions)
+
+/** Those of a configuration that names none. */
+export const defaultProviders: Record<string, ProviderOptions> = { echo: { type: 'echo' } }
+
+/** One entry of `providers` as it is written. */
+export type ProviderOptions = Static<typeof ProviderOptions>
+/** The same with its defaults; `openai` has become `openai-compatible`. */
+export type ProviderSettings = Filled<typeof ProviderOptions>
+
+// Patterns of JSON Schema have no flags.
+function anyCase(name: string): string {
+  return name.replace(/[a-z]/g, letter => `[${letter}${letter.toUpperCase()}]`)
+}

@@ -1,0 +1,117 @@
+import { type Path, quote, type Report, show } from './faults.ts'
+import { defaultProviders } from './provider-options.ts'
+import { isRecord } from './reader.ts'
+
+type Entries = Record<string, unknown>
+
+// What one key of the configuration says about another. This looks at what was written, not at settings, so that a fault
+// elsewhere hides none of these; what is of the wrong kind has its own fault already and is passed over.
+
+/** Tells `report` of names that name nothing, loops, weights that add up to 0, keys that two have, `*` with credentials. */
+export function checkReferences(config: unknown, report: Report): void {
+  const root = entriesOf(config)
+  const models = entriesOf(root['models'])
+  const model = modelCheck(root, report)
+  model(root['defaultModel'], ['defaultModel'])
+  for (const [task, name] of Object.entries(entriesOf(root['tasks']))) model(name, ['tasks', task])
+  for (const [name, tenant] of Object.entries(entriesOf(root['tenants']))) {
+    for (const [index, allowed] of listOf(entriesOf(tenant)['allowModels']).entries()) {
+      model(allowed, ['tenants', name, 'allowModels', index])
+    }
+  }
+  for (const [alias, options] of Object.entries(models)) {
+    for (const [index, name] of listOf(entriesOf(options)['fallbacks']).entries()) {
+      model(name, ['models', alias, 'fallbacks', index])
+    }
+    checkTargets(entriesOf(options), ['models', alias], root['providers'] ?? defaultProviders, report)
+  }
+  checkLoops(models, report)
+  checkKeys(root, report)
+  const cors = entriesOf(entriesOf(root['server'])['cors'])
+  if (cors['credentials'] === true && listOf(cors['origin']).includes('*')) {
+    report.say(['server', 'cors', 'origin'], '* with credentials', 'origins by name where credentials is true')
+  }
+}
+
+/** A name of a model is an alias or, where there are no aliases, `provider/model` with a known provider. */
+function modelCheck(root: Entries, report: Report): (name: unknown, path: Path) => void {
+  const models = root['models'] ?? {}
+  const providers = root['providers'] ?? defaultProviders
+  if (!isRecord(models) || !isRecord(providers)) return () => {}
+  const hasAliases = Object.keys(models).length > 0
+  const allowed = hasAliases
+    ? `a name of models: ${list(models)}`
+    : `provider/model with a provider of this file: ${list(providers)}`
+  return (name, path) => {
+    if (typeof name !== 'string') return
+    const slash = name.indexOf('/')
+    const known = hasAliases
+      ? Object.hasOwn(models, name)
+      : slash < name.length - 1 && Object.hasOwn(providers, name.slice(0, Math.max(slash, 0)))
+    if (!known) report.say(path, quote(name), allowed)
+  }
+}
+
+function checkTargets(model: Entries, path: Path, providers: unknown, report: Report): void {
+  const targets = listOf(model['targets']).map(entriesOf)
+  if (!isRecord(providers)) return
+  for (const [index, { provider }] of targets.entries()) {
+    if (typeof provider !== 'string' || Object.hasOwn(providers, provider)) continue
+    report.say([...path, 'targets', index, 'provider'], quote(provider), `a name of providers: ${list(providers)}`)
+  }
+  const weights = targets.map(({ weight }) => weight ?? 1)
+  if ((model['strategy'] ?? 'weighted') === 'weighted' && weights.length > 0 && weights.every(weight => weight === 0)) {
+    report.say([...path, 'targets'], 'weights that add up to 0', 'at least one weight above 0 under weighted')
+  }
+}
+
+/** Each loop of fallbacks is told once, at the fallback that closes it. */
+function checkLoops(models: Entries, report: Report): void {
+  const done = new Set<string>()
+  for (const alias of Object.keys(models)) follow(alias, [])
+
+  function follow(alias: string, trail: readonly string[]): void {
+    if (done.has(alias) || !Object.hasOwn(models, alias)) return
+    const below = [...trail, alias]
+    for (const [index, next] of listOf(entriesOf(models[alias])['fallbacks']).entries()) {
+      if (typeof next !== 'string') continue
+      const start = below.indexOf(next)
+      if (start < 0) {
+        follow(next, below)
+        continue
+      }
+      const loop = [...below.slice(start), next].map(name => quote(name)).join(' → ')
+      report.say(['models', alias, 'fallbacks', index], `a loop, ${loop}`, 'fallbacks that come to an end')
+    }
+    done.add(alias)
+  }
+}
+
+/** A key stands for one tenant, and never for the administrator too. */
+function checkKeys(root: Entries, report: Report): void {
+  const owners = new Map<unknown, string>()
+  const token = entriesOf(entriesOf(root['plugins'])['auth'])['adminToken']
+  if (token !== undefined) owners.set(token, 'plugins.auth.adminToken')
+  for (const [name, tenant] of Object.entries(entriesOf(root['tenants']))) {
+    for (const [index, key] of listOf(entriesOf(tenant)['keys']).entries()) {
+      const path = ['tenants', name, 'keys', index]
+      const owner = owners.get(key)
+      if (owner !== undefined) report.say(path, `the key of ${owner}`, 'a key of its own')
+      else owners.set(key, show(path))
+    }
+  }
+}
+
+function entriesOf(value: unknown): Entries {
+  return isRecord(value) ? value : {}
+}
+
+function listOf(value: unknown): unknown[] {
+  return Array.isArray(value) ? value : []
+}
+
+function list(names: Entries): string {
+  const known = Object.keys(names)
+  if (known.length === 0) return 'there are none'
+  return known.length > 12 ? `${known.slice(0, 12).join(', ')}, …` : known.join(', ')
+}

@@ -1,0 +1,177 @@
+#!/usr/bin/env node
+import { randomBytes } from 'node:crypto'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import { parseArgs } from 'node:util'
+import closeWithGrace from 'close-with-grace'
+import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
+import { destination } from 'pino'
+import modelGateway, { ConfigError, readConfig, serverOptions } from './app.ts'
+import type { Settings } from './schemas/config.ts'
+import { isLoopback } from './schemas/loopback.ts'
+
+const help = `fastify-model-gateway: one OpenAI-compatible gateway between applications and model providers
+
+  npm start                        start with ./gateway.yaml, or without any configuration
+  npm start -- --config FILE       start with this file (YAML or JSON); GATEWAY_CONFIG does the same
+  npm start -- --check             check the configuration, say every fault, and exit
+  npm start -- --help              this text
+
+Environment: see .env.example. Configuration: see gateway.example.yaml and docs/configuration.md.
+`
+
+/** What stops the start; its message is all that is printed. */
+class StartError extends Error {}
+
+try {
+  await main()
+} catch (error) {
+  if (!(error instanceof StartError || error instanceof ConfigError)) throw error
+  process.stderr.write(`${error.message}\n`)
+  process.exitCode = 1
+}
+
+async function main(): Promise<void> {
+  const flags = readFlags()
+  if (flags.help) {
+    process.stdout.write(help)
+    return
+  }
+  const file = flags.config ?? process.env['GATEWAY_CONFIG']
+  const { settings, notes } = readConfig(await readFile(file), process.env)
+  refuseOpenDoor(settings)
+  if (flags.check) {
+    for (const note of notes) process.stdout.write(`note: ${note}\n`)
+    process.stdout.write('The configuration is valid.\n')
+    return
+  }
+  await start(settings, notes)
+}
+
+function readFlags() {
+  try {
+    const options = {
+      config: { type: 'string' },
+      check: { type: 'boolean' },
+      help: { type: 'boolean', short: 'h' }
+    } as const
+    return parseArgs({ options, strict: true }).values
+  } catch (error) {
+    throw new StartError(`${error instanceof Error ? error.message : error}\n\n${help}`)
+  }
+}
+
+/** The configuration as written; without a file that somebody named, ./gateway.yaml if it is there. */
+async function readFile(named: string | undefined): Promise<unknown> {
+  const file = named ?? 'gateway.yaml'
+  let text: string
+  try {
+    text = readFileSync(file, 'utf8')
+  } catch (error) {
+    if (named === undefined && error instanceof Error && 'code' in error && error.code === 'ENOENT') return {}
+    throw new StartError(`${file} cannot be read: ${error instanceof Error ? error.message : error}`)
+  }
+  const { parse } = await import('yaml')
+  try {
+    return parse(text) ?? {}
+  } catch (error) {
+    throw new StartError(`${file} is neither YAML nor JSON: ${error instanceof Error ? error.message : error}`)
+  }
+}
+
+/** An address that others can reach needs somebody who may call, or the word of the operator that everybody may. */
+function refuseOpenDoor({ server, plugins, tenants }: Settings): void {
+  if (isLoopback(server.host) || plugins.auth === false) return
+  const { adminToken, anonymousTenant, jwt } = plugins.auth
+  const keys = Object.values(tenants).some(tenant => tenant.keys.length > 0)
+  if (adminToken !== undefined || keys || jwt || (anonymousTenant !== false && anonymousTenant !== 'auto')) return
+  throw new StartError(
+    `server.host is ${server.host}, which other machines can reach, and nobody has a key. Set ADMIN_TOKEN, or ` +
+      'tenants.<name>.keys, or plugins.auth.anonymousTenant to the tenant that everybody may spend for.'
+  )
+}
+
+async function start(settings: Settings, notes: string[]): Promise<void> {
+  const { server, plugins } = settings
+  const terminal = process.stdout.isTTY === true
+  const token = plugins.auth && plugins.auth.adminToken === undefined ? generateToken(terminal) : null
+  if (token !== null && plugins.auth) plugins.auth.adminToken = token.value
+
+  const app = Fastify({ ...serverOptions(server), logger: await loggerFor(settings, terminal) })
+  await app.register(modelGateway, { settings, adminTokenGenerated: token !== null })
+  app.setNotFoundHandler((request, reply) => app.gateway.http.notFound(request, reply))
+
+  const grace = closeWithGrace({ delay: server.shutdownGrace + 5_000, logger: app.log }, async ({ signal, err }) => {
+    if (err) app.log.error({ err }, 'closing after an error that nobody caught')
+    else app.log.info({ signal }, 'closing')
+    await app.close()
+    token?.remove()
+  })
+  try {
+    const url = await app.listen({ host: server.host, port: server.port })
+    for (const note of notes) app.log.warn(note)
+    const banner = await bannerFor(app, url, token)
+    // Where stdout is not read by a person it carries log lines, one JSON object each, and nothing else.
+    if (terminal) process.stdout.write(banner)
+    else process.stderr.write(banner)
+  } catch (error) {
+    grace.uninstall()
+    await app.close()
+    token?.remove()
+    throw new StartError(`The gateway cannot start: ${error instanceof Error ? error.message : error}`)
+  }
+}
+
+/** Pretty for a person, JSON lines for everybody else. */
+async function loggerFor({ log }: Settings, terminal: boolean): Promise<FastifyServerOptions['logger']> {
+  if (log.destination !== undefined) {
+    return {
+      level: log.level,
+      stream: destination({ dest: log.destination, mkdir: true, minLength: 4096, sync: false })
+    }
+  }
+  if (!terminal) return { level: log.level }
+  const { default: pretty } = await import('pino-pretty')
+  return { level: log.level, stream: pretty({ ignore: 'pid,hostname', translateTime: 'HH:MM:ss.l' }) }
+}
+
+/** An admin token for a start without one. It is shown to a person, and otherwise put where only this user can read it. */
+function generateToken(terminal: boolean): { value: string; shown: string; remove: () => void } {
+  const value = randomBytes(32).toString('base64url')
+  if (terminal) return { value, shown: value, remove() {} }
+  const path = join(mkdtempSync(join(tmpdir(), 'fastify-model-gateway-')), 'admin-token')
+  writeFileSync(path, `${value}\n`, { mode: 0o600, flag: 'wx' })
+  return { value, shown: `in ${path}`, remove: () => rmSync(dirname(path), { recursive: true, force: true }) }
+}
+
+async function bannerFor(app: FastifyInstance, url: string, token: { shown: string } | null): Promise<string> {
+  const models = (await app.gateway.models.list()).map(model => model.id)
+  const model = models[0] ?? 'provider/model'
+  const key = '-H "Authorization: Bearer $GATEWAY_KEY" '
+  const open = !(app.gateway.authenticate && isClosed(app))
+  const body = `{"model":"${model}","messages":[{"role":"user","content":"Hello, gateway"}]}`
+  return [
+    '',
+    `  fastify-model-gateway is listening on ${url}`,
+    '',
+    `  OpenAI SDK    baseURL: ${url}/v1`,
+    `  models        ${models.slice(0, 8).join(', ') || 'none listed: name them provider/model'}${models.length > 8 ? ', …' : ''}`,
+    ...(token === null ? [] : [`  admin token   ${token.shown}`]),
+    '',
+    '  try it:',
+    `  curl ${url}/v1/chat/completions -H 'content-type: application/json' ${open ? '' : key}-d '${body}'`,
+    '',
+    ''
+  ].join('\n')
+}
+
+/** Whether a caller on this machine needs a key. */
+function isClosed(app: FastifyInstance): boolean {
+  try {
+    void app.gateway.authenticate?.({ headers: { host: 'localhost' }, address: '127.0.0.1' })
+    return false
+  } catch {
+    return true
+  }
+}
