@@ -21,14 +21,19 @@ export type ModelGatewayOptions = Config & {
   prefix?: string
   /** The one name that the host is decorated with. Default `gateway`. */
   name?: string
-  /** Validated settings instead of a configuration, from whoever has read one already. */
-  settings?: Settings
-  /** The admin token of the settings was made up, not set by anybody: it does not close anonymous access. */
-  adminTokenGenerated?: boolean
+  /** Given by a server of our own instead of a configuration. */
+  standalone?: Standalone
+}
+
+/** A server that has read its configuration already and has no hooks of its own. */
+export interface Standalone {
+  settings: Settings
+  /** The admin token was made up, not set by anybody: it does not close anonymous access. */
+  adminTokenGenerated: boolean
 }
 
 /** The gateway in reading order. Everything lives in the scope that it is given. */
-async function gatewayApp(app: FastifyInstance, settings: Settings, adminTokenGenerated: boolean): Promise<void> {
+async function gatewayApp(app: FastifyInstance, settings: Settings, standalone?: Standalone): Promise<void> {
   const { server, plugins, tenants } = settings
   const origins = server.cors === false ? [] : server.cors.origin
 
@@ -46,13 +51,13 @@ async function gatewayApp(app: FastifyInstance, settings: Settings, adminTokenGe
   if (plugins.sensible) await app.register(sensible, plugins.sensible)
   if (plugins.helmet) await app.register(helmet, plugins.helmet)
   if (server.cors) await app.register(cors, server.cors)
-  if (plugins.auth) await app.register(auth, { ...plugins.auth, adminTokenGenerated, tenants, origins })
+  if (plugins.auth) await app.register(auth, { ...standalone, ...plugins.auth, tenants, origins })
 
   // transports, each in its own scope
-  await app.register(chatCompletions, server)
-  await app.register(proxy)
-  await app.register(models)
-  await app.register(health)
+  if (plugins.chatCompletions) await app.register(chatCompletions, { ...server, direct: standalone !== undefined })
+  if (plugins.proxy && plugins.chatCompletions) await app.register(proxy)
+  if (plugins.models) await app.register(models)
+  if (plugins.health) await app.register(health)
 }
 
 /**
@@ -61,12 +66,16 @@ async function gatewayApp(app: FastifyInstance, settings: Settings, adminTokenGe
  * @throws ConfigError with one line per fault
  */
 const modelGateway = fp<ModelGatewayOptions>(
-  async (host, { prefix, name = 'gateway', settings: given, adminTokenGenerated = false, ...config }) => {
-    const settings = given ?? readSettings(host, config)
+  async (host, { prefix: written, name = 'gateway', standalone, ...config }) => {
+    if (host.hasDecorator(name)) {
+      throw new Error(`The gateway cannot be app.${name}: that name is taken. Give it another one: { name: 'llm' }.`)
+    }
+    const prefix = written?.replace(/\/+$/, '')
+    const settings = standalone?.settings ?? readSettings(host, config)
     let inner: FastifyInstance['gateway'] | undefined
     await host.register(
       async scope => {
-        await gatewayApp(scope, settings, adminTokenGenerated)
+        await gatewayApp(scope, settings, standalone)
         inner = scope.gateway
         if (prefix) scope.setNotFoundHandler((request, reply) => scope.gateway.http.notFound(request, reply))
       },
@@ -84,6 +93,14 @@ function readSettings(host: FastifyInstance, config: Config): Settings {
 }
 
 export default modelGateway
+// A consumer's compiler finds what plugins add to `app` and to `app.gateway` only where the entry names their types.
+export type { ChatCompletionsOptions } from './plugins/chat-completions/index.ts'
+export type { GatewayOptions } from './plugins/gateway/index.ts'
+export type { Http } from './plugins/http/index.ts'
 export { serverOptions } from './plugins/http/server.ts'
+export type { Providers, RoutingOptions } from './plugins/routing/index.ts'
 export { ConfigError } from './schemas/faults.ts'
+export type { Caller, Completed, Gateway, Inference, Layer } from './schemas/gateway.ts'
+export type { Provider } from './schemas/provider.ts'
+export type { Config, Settings }
 export { modelGateway, readConfig }

@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 import { randomBytes } from 'node:crypto'
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { parseArgs } from 'node:util'
@@ -38,7 +38,7 @@ async function main(): Promise<void> {
     process.stdout.write(help)
     return
   }
-  const file = flags.config ?? process.env['GATEWAY_CONFIG']
+  const file = flags.config ?? (process.env['GATEWAY_CONFIG'] || undefined)
   const { settings, notes } = readConfig(await readFile(file), process.env)
   refuseOpenDoor(settings)
   if (flags.check) {
@@ -99,14 +99,15 @@ async function start(settings: Settings, notes: string[]): Promise<void> {
   if (token !== null && plugins.auth) plugins.auth.adminToken = token.value
 
   const app = Fastify({ ...serverOptions(server), logger: await loggerFor(settings, terminal) })
-  await app.register(modelGateway, { settings, adminTokenGenerated: token !== null })
+  await app.register(modelGateway, { standalone: { settings, adminTokenGenerated: token !== null } })
   app.setNotFoundHandler((request, reply) => app.gateway.http.notFound(request, reply))
 
   const grace = closeWithGrace({ delay: server.shutdownGrace + 5_000, logger: app.log }, async ({ signal, err }) => {
     if (err) app.log.error({ err }, 'closing after an error that nobody caught')
     else app.log.info({ signal }, 'closing')
+    // Who has not taken the end of an answer by then, or not sent the end of a request, is cut off.
+    setTimeout(() => app.server.closeAllConnections(), server.shutdownGrace + 1_000)
     await app.close()
-    token?.remove()
   })
   try {
     const url = await app.listen({ host: server.host, port: server.port })
@@ -118,7 +119,6 @@ async function start(settings: Settings, notes: string[]): Promise<void> {
   } catch (error) {
     grace.uninstall()
     await app.close()
-    token?.remove()
     throw new StartError(`The gateway cannot start: ${error instanceof Error ? error.message : error}`)
   }
 }
@@ -126,9 +126,10 @@ async function start(settings: Settings, notes: string[]): Promise<void> {
 /** Pretty for a person, JSON lines for everybody else. */
 async function loggerFor({ log }: Settings, terminal: boolean): Promise<FastifyServerOptions['logger']> {
   if (log.destination !== undefined) {
+    openLog(log.destination)
     return {
       level: log.level,
-      stream: destination({ dest: log.destination, mkdir: true, minLength: 4096, sync: false })
+      stream: destination({ dest: log.destination, minLength: 4096, periodicFlush: 1_000, sync: false })
     }
   }
   if (!terminal) return { level: log.level }
@@ -136,13 +137,25 @@ async function loggerFor({ log }: Settings, terminal: boolean): Promise<FastifyS
   return { level: log.level, stream: pretty({ ignore: 'pid,hostname', translateTime: 'HH:MM:ss.l' }) }
 }
 
+/** Finds out at the start, not with the first line, that a log cannot be written. */
+function openLog(file: string): void {
+  try {
+    mkdirSync(dirname(file), { recursive: true })
+    closeSync(openSync(file, 'a'))
+  } catch (error) {
+    throw new StartError(`log.destination cannot be written: ${error instanceof Error ? error.message : error}`)
+  }
+}
+
 /** An admin token for a start without one. It is shown to a person, and otherwise put where only this user can read it. */
-function generateToken(terminal: boolean): { value: string; shown: string; remove: () => void } {
+function generateToken(terminal: boolean): { value: string; shown: string } {
   const value = randomBytes(32).toString('base64url')
-  if (terminal) return { value, shown: value, remove() {} }
-  const path = join(mkdtempSync(join(tmpdir(), 'fastify-model-gateway-')), 'admin-token')
+  if (terminal) return { value, shown: value }
+  const folder = mkdtempSync(join(tmpdir(), 'fastify-model-gateway-'))
+  process.once('exit', () => rmSync(folder, { recursive: true, force: true }))
+  const path = join(folder, 'admin-token')
   writeFileSync(path, `${value}\n`, { mode: 0o600, flag: 'wx' })
-  return { value, shown: `in ${path}`, remove: () => rmSync(dirname(path), { recursive: true, force: true }) }
+  return { value, shown: `in ${path}` }
 }
 
 async function bannerFor(app: FastifyInstance, url: string, token: { shown: string } | null): Promise<string> {
@@ -150,7 +163,7 @@ async function bannerFor(app: FastifyInstance, url: string, token: { shown: stri
   const model = models[0] ?? 'provider/model'
   const key = '-H "Authorization: Bearer $GATEWAY_KEY" '
   const open = !(app.gateway.authenticate && isClosed(app))
-  const body = `{"model":"${model}","messages":[{"role":"user","content":"Hello, gateway"}]}`
+  const body = JSON.stringify({ model, messages: [{ role: 'user', content: 'Hello, gateway' }] })
   return [
     '',
     `  fastify-model-gateway is listening on ${url}`,
@@ -160,7 +173,7 @@ async function bannerFor(app: FastifyInstance, url: string, token: { shown: stri
     ...(token === null ? [] : [`  admin token   ${token.shown}`]),
     '',
     '  try it:',
-    `  curl ${url}/v1/chat/completions -H 'content-type: application/json' ${open ? '' : key}-d '${body}'`,
+    `  curl ${url}/v1/chat/completions -H 'content-type: application/json' ${open ? '' : key}-d '${body.replaceAll("'", `'\\''`)}'`,
     '',
     ''
   ].join('\n')

@@ -69,7 +69,15 @@ async function rate({ rate, seconds, warm, length }) {
   const failed = answers.filter(answer => !answer.ok)
   const total = percentiles(answers.map(answer => answer.total))
   const first = percentiles(answers.map(answer => answer.first))
-  return { failed: failed.length, fault: failed[0]?.fault, late, p50: total.p50, p99: total.p99, first50: first.p50, first99: first.p99 }
+  return {
+    failed: failed.length,
+    fault: failed[0]?.fault,
+    late,
+    p50: total.p50,
+    p99: total.p99,
+    first50: first.p50,
+    first99: first.p99
+  }
 }
 
 function percentiles(values) {

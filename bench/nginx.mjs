@@ -37,22 +37,23 @@ http {
   output_buffers 1 64k;
   server {
     listen 127.0.0.1:${port} backlog=4096 reuseport;
-    root ${directory}/answers;
     location = /health { return 200 'ok'; }
-    ${cases.map(location).join('\n    ')}
+    ${cases.map(one => location(directory, one)).join('\n    ')}
   }
 }
 `
 }
 
-/** \`return\` where the answer fits a token of nginx's configuration; a file, to which POST is led by way of its 405, elsewhere. */
-function location({ name, type, answer }) {
+/** `return` where the answer fits a token of nginx's configuration; a file, to which POST is led by way of its 405, elsewhere. */
+function location(directory, { name, type, answer }) {
   const path = `/${name}/v1/chat/completions`
   if (answer.length < 2_000) return `location = ${path} { default_type ${type}; return 200 '${quoted(answer)}'; }`
   // The substitution never matches: it makes nginx send the stream without a length, as providers do.
-  const chunked = type === 'text/event-stream' ? "sub_filter_types text/event-stream; sub_filter '<never>' '';" : 'sendfile on; tcp_nopush on;'
-  return `location = ${path} { error_page 405 =200 /${name}; }
-    location = /${name} { internal; default_type ${type}; ${chunked} }`
+  const chunked =
+    type === 'text/event-stream'
+      ? "sub_filter_types text/event-stream; sub_filter '<never>' '';"
+      : 'sendfile on; tcp_nopush on;'
+  return `location = ${path} { alias ${directory}/answers/${name}; error_page 405 =200 $uri; default_type ${type}; ${chunked} }`
 }
 
 function quoted(answer) {

@@ -88,7 +88,7 @@ function json(name, title, size, connections) {
   }
 }
 
-/** A stream of which one event leaves every `interval` ms. Served by upstream.mjs only. */
+/** A stream in `chunks` parts, one every `interval` ms. Served by upstream.mjs only, which puts two events into the first. */
 export function paced(chunks, interval) {
   return {
     name: `paced-${chunks}-${interval}`,
@@ -96,6 +96,6 @@ export function paced(chunks, interval) {
     type: 'text/event-stream',
     stream: true,
     request: question(200, true),
-    answer: Buffer.concat(events(chunks))
+    answer: Buffer.concat(events(chunks + 1))
   }
 }

@@ -12,7 +12,10 @@ export const node = existsSync(packaged)
   : process.execPath
 
 const running = new Set()
-const guard = spawn(node, [join(import.meta.dirname, 'guard.mjs')], { stdio: ['pipe', 'ignore', 'ignore'], detached: true })
+const guard = spawn(node, [join(import.meta.dirname, 'guard.mjs')], {
+  stdio: ['pipe', 'ignore', 'ignore'],
+  detached: true
+})
 guard.on('error', () => {})
 guard.stdin.on('error', () => {})
 guard.unref()
@@ -27,7 +30,9 @@ const taskset = which('taskset')
 
 /** The contender has a core to itself; upstream and load have another, or one each where there are enough. */
 export const cores = (() => {
-  const list = /Cpus_allowed_list:\s*(\S+)/.exec(existsSync('/proc/self/status') ? readFileSync('/proc/self/status', 'utf8') : '')
+  const list = /Cpus_allowed_list:\s*(\S+)/.exec(
+    existsSync('/proc/self/status') ? readFileSync('/proc/self/status', 'utf8') : ''
+  )
   if (taskset === undefined || list === null) return null
   const allowed = list[1].split(',').flatMap(range => {
     const [from, to = from] = range.split('-').map(Number)

@@ -1,14 +1,16 @@
-// The bare relay everything is compared to: Fastify takes the call, undici makes it, nothing in between.
-// `node relay.mjs PORT UPSTREAM [JSON-VARIANT STREAM-VARIANT]`. The defaults are the fastest ones measured (README.md).
+// The bare relay that everything is compared to: Fastify takes the call, undici makes it, nothing in between.
+// `node relay.mjs PORT UPSTREAM [JSON-VARIANT STREAM-VARIANT]`. Errors, back-pressure and clients that leave are handled
+// in every variant; `run.mjs --relays` measures them all, and the defaults are the fastest ones.
+
 import { Readable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import Fastify from 'fastify'
 import { Pool } from 'undici'
 
-const [port, upstream, json = 'text', stream = 'send'] = process.argv.slice(2)
+const [port, upstream, json = 'raw-dispatch', stream = 'dispatch'] = process.argv.slice(2)
 const { origin, pathname } = new URL(upstream)
 const path = `${pathname}/chat/completions`
-const pool = new Pool(origin, { connections: 256 })
+const pool = new Pool(origin, { connections: 1_024 })
 
 const call = body => ({
   method: 'POST',
@@ -17,119 +19,96 @@ const call = body => ({
   body
 })
 
+/** Through undici's `request`: `send` turns the answer's body into what Fastify is given. */
+const request = send => async (body, reply) => {
+  const answer = await pool.request(call(body))
+  reply.code(answer.statusCode).type(answer.headers['content-type'])
+  return reply.send(await send(answer.body))
+}
+
+/** Through undici's `stream`, into the socket's response. */
+async function streamed(body, reply) {
+  await pool.stream(call(body), ({ statusCode, headers }) => {
+    reply.hijack()
+    return reply.raw.writeHead(statusCode, { 'content-type': headers['content-type'] })
+  })
+}
+
 /** Ways to relay an answer that comes whole. */
 const whole = {
-  async send(body, reply) {
-    const answer = await pool.request(call(body))
-    return reply.code(answer.statusCode).type(answer.headers['content-type']).send(answer.body)
-  },
-  async text(body, reply) {
-    const answer = await pool.request(call(body))
-    return reply.code(answer.statusCode).type(answer.headers['content-type']).send(await answer.body.text())
-  },
-  async bytes(body, reply) {
-    const answer = await pool.request(call(body))
-    const bytes = Buffer.from(await answer.body.arrayBuffer())
-    return reply.code(answer.statusCode).type(answer.headers['content-type']).send(bytes)
-  },
-  async chunks(body, reply) {
-    const answer = await pool.request(call(body))
-    const chunks = []
-    for await (const chunk of answer.body) chunks.push(chunk)
-    return reply.code(answer.statusCode).type(answer.headers['content-type']).send(Buffer.concat(chunks))
-  },
-  async stream(body, reply) {
-    reply.hijack()
-    await pool.stream(call(body), ({ statusCode, headers }) =>
-      reply.raw.writeHead(statusCode, { 'content-type': headers['content-type'] })
-    )
-  },
+  send: request(body => body),
+  text: request(body => body.text()),
+  bytes: request(async body => Buffer.from(await body.arrayBuffer())),
+  stream: streamed,
   dispatch(body, reply) {
-    let status
-    let type
     const chunks = []
     pool.dispatch(call(body), {
       onRequestStart() {},
-      onResponseStart(_controller, statusCode, headers) {
-        status = statusCode
-        type = headers['content-type']
+      onResponseStart(_controller, status, headers) {
+        reply.code(status).type(headers['content-type'])
       },
       onResponseData(_controller, chunk) {
         chunks.push(chunk)
       },
       onResponseEnd() {
-        reply.code(status).type(type).send(chunks.length === 1 ? chunks[0] : Buffer.concat(chunks))
+        reply.send(chunks.length === 1 ? chunks[0] : Buffer.concat(chunks))
       },
       onResponseError(_controller, error) {
         reply.send(error)
       }
     })
-    return reply
   }
 }
 
 /** Ways to relay an answer as it arrives. */
 const asItArrives = {
-  async send(body, reply) {
-    const answer = await pool.request(call(body))
-    return reply.code(answer.statusCode).type(answer.headers['content-type']).send(answer.body)
-  },
-  async web(body, reply) {
-    const answer = await pool.request(call(body))
-    return reply
-      .code(answer.statusCode)
-      .type(answer.headers['content-type'])
-      .send(Readable.toWeb(answer.body))
-  },
+  send: request(body => body),
+  web: request(body => Readable.toWeb(body)),
   async pipeline(body, reply) {
     const answer = await pool.request(call(body))
     reply.hijack()
     reply.raw.writeHead(answer.statusCode, { 'content-type': answer.headers['content-type'] })
     await pipeline(answer.body, reply.raw)
   },
-  async loop(body, reply) {
-    const answer = await pool.request(call(body))
-    reply.hijack()
-    reply.raw.writeHead(answer.statusCode, { 'content-type': answer.headers['content-type'] })
-    for await (const chunk of answer.body) {
-      if (!reply.raw.write(chunk)) await new Promise(resolve => reply.raw.once('drain', resolve))
-    }
-    reply.raw.end()
-  },
-  stream: whole.stream,
+  stream: streamed,
   dispatch(body, reply) {
     const { raw } = reply
-    reply.hijack()
     pool.dispatch(call(body), {
       onRequestStart() {},
-      onResponseStart(_controller, statusCode, headers) {
-        raw.writeHead(statusCode, { 'content-type': headers['content-type'] })
+      onResponseStart(controller, status, headers) {
+        reply.hijack()
+        raw.writeHead(status, { 'content-type': headers['content-type'] })
+        raw.on('drain', () => controller.resume())
+        raw.on('close', () => {
+          if (!raw.writableFinished) controller.abort(new Error('the client left'))
+        })
       },
       onResponseData(controller, chunk) {
-        if (raw.write(chunk)) return
-        controller.pause()
-        raw.once('drain', () => controller.resume())
+        if (!raw.write(chunk)) controller.pause()
       },
       onResponseEnd() {
         raw.end()
       },
       onResponseError(_controller, error) {
-        raw.destroy(error)
+        if (raw.headersSent) raw.destroy(error)
+        else reply.send(error)
       }
     })
-    return reply
   }
 }
 
 const app = Fastify({ logger: false, bodyLimit: 16 * 1024 * 1024 })
 const relayWhole = whole[json.replace('raw-', '')]
 const relayStream = asItArrives[stream]
+let outgoing = request => JSON.stringify(request.body)
 
-// `raw-`: Fastify parses the body, and the bytes that came go on as they are.
+// `raw-`: the body is parsed as ever, and goes on as the bytes that came.
 if (json.startsWith('raw-')) {
-  app.removeAllContentTypeParsers()
+  outgoing = request => request.bytes
+  app.decorateRequest('bytes', null)
+  app.removeContentTypeParser('application/json')
   app.addContentTypeParser('application/json', { parseAs: 'buffer' }, (request, bytes, done) => {
-    request.raw.bytes = bytes
+    request.bytes = bytes
     try {
       done(null, JSON.parse(bytes))
     } catch (error) {
@@ -137,10 +116,9 @@ if (json.startsWith('raw-')) {
     }
   })
 }
-const outgoing = json.startsWith('raw-') ? request => request.raw.bytes : request => JSON.stringify(request.body)
 
 app.get('/health', () => ({ ok: true }))
 app.post('/v1/chat/completions', (request, reply) =>
-  request.body.stream ? relayStream(outgoing(request), reply) : relayWhole(outgoing(request), reply)
+  request.body.stream === true ? relayStream(outgoing(request), reply) : relayWhole(outgoing(request), reply)
 )
-await app.listen({ port: Number(port), host: '127.0.0.1', backlog: 4096 })
+await app.listen({ port: Number(port), host: '127.0.0.1', backlog: 4_096 })

@@ -26,7 +26,7 @@ const server = createServer({ keepAliveTimeout: 60_000 }, (request, response) =>
     }
     const [, chunks, interval] = pacedPath.exec(request.url) ?? []
     if (chunks === undefined) {
-      response.writeHead(404).end()
+      response.writeHead(request.url === '/health' ? 200 : 404).end()
       return
     }
     response.writeHead(200, { 'content-type': 'text/event-stream', 'transfer-encoding': 'chunked' })
@@ -34,17 +34,24 @@ const server = createServer({ keepAliveTimeout: 60_000 }, (request, response) =>
   })
 })
 
-/** The events of a stream, already in chunked framing, so that an event costs this process one small write. */
+/**
+ * The events of a stream, already in chunked framing, so that an event costs this process one small write. The role
+ * comes together with the first word, as it does where a model thinks before it speaks, and the usage with [DONE].
+ */
 function framesOf(chunks) {
   let frames = timed.get(chunks)
   if (frames === undefined) {
-    const list = events(chunks)
+    const list = events(chunks + 1)
+    const first = Buffer.concat(list.splice(0, 2))
     const last = Buffer.concat(list.splice(-2))
-    list.push(last)
-    frames = list.map(event => Buffer.concat([Buffer.from(`${event.length.toString(16)}\r\n`), event, Buffer.from('\r\n')]))
+    frames = [first, ...list, last].map(framed)
     timed.set(chunks, frames)
   }
   return frames
+}
+
+function framed(bytes) {
+  return Buffer.concat([Buffer.from(`${bytes.length.toString(16)}\r\n`), bytes, Buffer.from('\r\n')])
 }
 
 function step(stream) {

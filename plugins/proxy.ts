@@ -6,7 +6,7 @@ import { ChatRequest } from '../schemas/chat.ts'
 async function proxy(app: FastifyInstance): Promise<void> {
   const { gateway } = app
   app.register(async scope => {
-    gateway.http.prepare(scope, { open: false })
+    gateway.http.prepare(scope, { open: false, fixed: false })
     scope.post<{ Body: ChatRequest; Params: { '*': string } }>(
       '/proxy/*',
       { schema: { body: ChatRequest }, bodyLimit: gateway.http.bodyLimit },

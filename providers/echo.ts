@@ -35,7 +35,7 @@ function createEcho(name: string, shape: Shape): Provider {
       const said = speech(request, shape.words)
       const head = { id: `chatcmpl-${inference.id}`, created: 0, model: request.model ?? 'echo' }
       if (request.stream === true) return { stream: true, frames: stream(head, request, said, shape, signal) }
-      if (shape.delay > 0) await wait(shape.delay, undefined, { signal })
+      if (shape.delay > 0) await pause(shape.delay, signal)
       const body: ChatCompletion = {
         ...head,
         object: 'chat.completion',
@@ -54,6 +54,16 @@ function createEcho(name: string, shape: Shape): Provider {
   }
 }
 
+/** Ends with the signal's own reason, as every provider does. */
+async function pause(delay: number, signal: AbortSignal): Promise<void> {
+  try {
+    await wait(delay, undefined, { signal })
+  } catch (error) {
+    signal.throwIfAborted()
+    throw error
+  }
+}
+
 type Head = Pick<ChatCompletionChunk, 'id' | 'created' | 'model'>
 type Speech = { words: string[]; cut: boolean }
 
@@ -64,7 +74,7 @@ async function* stream(
   shape: Shape,
   signal: AbortSignal
 ): AsyncGenerator<Frames> {
-  if (shape.delay > 0) await wait(shape.delay, undefined, { signal })
+  if (shape.delay > 0) await pause(shape.delay, signal)
   const chunk = (delta: ChatCompletionChunk['choices'][number]['delta'], reason: string | null = null) => ({
     ...head,
     object: 'chat.completion.chunk' as const,
@@ -72,7 +82,7 @@ async function* stream(
   })
   yield chunkFrames([chunk({ role: 'assistant', content: '', refusal: null })])
   for (let from = 0; from < said.words.length; from += shape.chunkWords) {
-    if (from > 0 && shape.interval > 0) await wait(shape.interval, undefined, { signal })
+    if (from > 0 && shape.interval > 0) await pause(shape.interval, signal)
     signal.throwIfAborted()
     const text = said.words.slice(from, from + shape.chunkWords).join(' ')
     yield chunkFrames([chunk({ content: from === 0 ? text : ` ${text}` })])

@@ -22,7 +22,7 @@ export interface Read {
 export interface EventReader {
   /** @throws UpstreamError when one event grows over the limit */
   read(bytes: Buffer): Read
-  /** What is left when the provider closes: an event that lacks its blank line still counts. */
+  /** What is left when the provider closes: an event that lacks its blank line still counts, one cut in the middle does not. */
   end(): Read
 }
 
@@ -59,7 +59,10 @@ export function eventReader(limit: number): EventReader {
     const rest = Buffer.concat(held)
     held = []
     size = 0
-    return take(lastBoundary(rest) === rest.length ? rest : Buffer.concat([rest, Buffer.from('\n\n')]))
+    // Now nothing can follow that makes a CRLF of a CR at the end.
+    if (lastBoundary(Buffer.concat([rest, Buffer.from(' ')])) === rest.length) return take(rest)
+    const read = take(Buffer.concat([rest, Buffer.from('\n\n')]))
+    return read.frames === null || read.frames.isReadable ? read : nothing
   }
 
   return { read, end }
@@ -92,13 +95,18 @@ function take(bytes: Buffer): Read {
   const text = bytes.toString('latin1')
   for (let at = text.indexOf(terminator); at !== -1; at = text.indexOf(terminator, at + 1)) {
     const start = text.startsWith('data: ', at - 6) ? at - 6 : at - 5
-    const alone =
-      text.startsWith('data:', start) && isLineEnd(text[start - 1]) && isLineEnd(text[at + terminator.length])
-    if (!alone) continue
-    const rest = start > 0 ? new EventFrames(bytes.subarray(0, start), text.slice(0, start)) : null
+    if (!text.startsWith('data:', start) || !isLineEnd(text[at + terminator.length])) continue
+    const event = eventAround(bytes, text, at)
+    if (event?.data !== terminator) continue
+    const rest = event.start > 0 ? new EventFrames(bytes.subarray(0, event.start), text.slice(0, event.start)) : null
     return { frames: rest, done: true }
   }
   return { frames: new EventFrames(bytes, text), done: false }
+}
+
+function eventAround(raw: Buffer, text: string, position: number): Event | undefined {
+  for (const event of eventsIn(raw, text, eventStart(text, position))) if (event.end > position) return event
+  return undefined
 }
 
 /** A neighbour of a line: a line end, or nothing at all. */
@@ -170,7 +178,13 @@ export class EventFrames implements Frames {
   }
 
   get hasData(): boolean {
-    return this.#text.startsWith('data') || /[\r\n]data/.test(this.#text)
+    return this.#text.startsWith('data') || /(?:[\r\n]|^\xef\xbb\xbf)data/.test(this.#text)
+  }
+
+  /** True when everything that these events say is JSON. */
+  get isReadable(): boolean {
+    for (const { data } of eventsIn(this.raw, this.#text)) if (data !== null && parse(data) === undefined) return false
+    return true
   }
 
   withoutUsage(): Frames | null {
@@ -224,12 +238,19 @@ function find(raw: Buffer, text: string): Findings {
     if (match.index >= event.end) continue
     const value = parse(event.data)
     if (typeof value !== 'object' || value === null) continue
-    if ('error' in value && value.error) return { error: value.error, errorAt: event.start, usage, usageOnly }
+    const error = errorOf(value)
+    if (error) return { error, errorAt: event.start, usage, usageOnly }
     if (!isChunk(value)) continue
-    if (value.usage) usage = value.usage
+    if (typeof value.usage === 'object' && value.usage !== null) usage = value.usage
     if (isUsageOnly(value)) usageOnly.push(event)
   }
   return { error: undefined, errorAt: -1, usage, usageOnly }
+}
+
+/** The error of an event, at its top or in a choice. */
+function errorOf(value: object): unknown {
+  if ('error' in value && value.error) return value.error
+  return isChunk(value) ? value.choices.find(choice => choice['error'])?.['error'] : undefined
 }
 
 /** Where the event around a position begins: after the blank line before it. */

@@ -114,7 +114,11 @@ class Exchange implements Dispatcher.DispatchHandler, Reads {
   #ended = false
   #error: Error | null = null
   #abort = () => this.#fail(this.#call.signal.reason)
-  #expire = () => this.#fail(this.#timeout())
+  #expire = () => {
+    // A reader that does not come for more is slow by itself: the provider is not to blame.
+    if (this.#streaming && this.#reader === null) this.#timer?.refresh()
+    else this.#fail(this.#timeout())
+  }
 
   constructor(call: Call, resolve: (reply: Reply) => void, reject: (error: Error) => void) {
     this.#call = call
@@ -144,7 +148,7 @@ class Exchange implements Dispatcher.DispatchHandler, Reads {
     this.#headers = headers
     const type = headers['content-type']
     this.#streaming =
-      this.#call.stream && status === 200 && typeof type === 'string' && type.startsWith('text/event-stream')
+      this.#call.stream && status === 200 && typeof type === 'string' && /^text\/event-stream/i.test(type)
     if (!this.#streaming) return
     this.#wait('firstToken')
     const resolve = this.#resolve
@@ -275,6 +279,12 @@ function translate(error: Error, answered: boolean): Error {
     ECONNREFUSED: 'it refused the connection.',
     ENOTFOUND: 'its host name is unknown.',
     EAI_AGAIN: 'its host name could not be looked up.',
+    CERT_HAS_EXPIRED: 'its certificate has expired.',
+    DEPTH_ZERO_SELF_SIGNED_CERT: 'its certificate is not trusted.',
+    SELF_SIGNED_CERT_IN_CHAIN: 'its certificate is not trusted.',
+    UNABLE_TO_VERIFY_LEAF_SIGNATURE: 'its certificate is not trusted.',
+    UNABLE_TO_GET_ISSUER_CERT_LOCALLY: 'its certificate is not trusted.',
+    ERR_TLS_CERT_ALTNAME_INVALID: 'its certificate is for another host.',
     UND_ERR_RES_EXCEEDED_MAX_SIZE: 'its answer is too large.',
     UND_ERR_HEADERS_OVERFLOW: 'its headers are too large.'
   }
@@ -304,18 +314,23 @@ export function vendorFault(
   redact: (text: string) => string
 ): GatewayError {
   const said = typeof error === 'string' ? { message: error } : (error ?? {})
-  const words = typeof said.message === 'string' && said.message !== '' ? redact(said.message).slice(0, 2_000) : null
-  const code = typeof said.code === 'string' || typeof said.code === 'number' ? String(said.code) : null
+  const clean = (text: string) => redact(text.slice(0, 4_000)).slice(0, 2_000)
+  const words = typeof said.message === 'string' && said.message !== '' ? clean(said.message) : null
+  const code = typeof said.code === 'string' || typeof said.code === 'number' ? clean(String(said.code)) : null
   const cause = new Error(`upstream answered ${status || 'an error'}: ${words ?? 'without a message'}`)
   if (status === 429) return limited(headers, cause)
   if (status === 503 || status === 529) return withRetry(new UpstreamOverloaded({ cause }), headers)
-  if (status === 408 || status === 504) return detail(new UpstreamTimeout('it gave up by itself.', { cause }), {})
-  if (status === 400 || status === 409 || status === 413 || status === 422) {
-    return detail(new UpstreamRejected(words ?? `The provider refused the request with status ${status}.`, { cause }), {
+  if (status === 504) return new UpstreamTimeout('it gave up by itself.', { cause })
+  if (status === 400 || status === 408 || status === 409 || status === 413 || status === 422) {
+    const message = words ?? `The provider refused the request with status ${status}.`
+    const rejected = detail(new UpstreamRejected(message, { cause }), {
       statusCode: status,
-      param: typeof said.param === 'string' ? said.param : null,
+      param: typeof said.param === 'string' ? clean(said.param) : null,
       wire: code === String(status) ? null : code
     })
+    // SDKs repeat these two by themselves.
+    if (status === 408 || status === 409) rejected.headers = {}
+    return withRetry(rejected, headers)
   }
   if (status >= 401 && status <= 404) {
     return new UpstreamError(`it refused this gateway with status ${status}. The operator has to look at it.`, {
@@ -330,12 +345,12 @@ function limited(headers: Reply['headers'], cause: Error): GatewayError {
   return withRetry(new UpstreamRateLimited({ cause }), headers)
 }
 
-/** Hands on how long the provider asks to wait. */
+/** Hands on what the provider says of repeating the request. */
 function withRetry(error: GatewayError, headers: Reply['headers']): GatewayError {
-  const own: Record<string, string> = {}
-  for (const name of ['retry-after', 'retry-after-ms']) {
+  const own: Record<string, string> = { ...error.headers }
+  for (const name of ['retry-after', 'retry-after-ms', 'x-should-retry']) {
     const value = headers[name]
-    if (typeof value === 'string') own[name] = value
+    if (typeof value === 'string' && /^[\x20-\x7e]{1,64}$/.test(value)) own[name] = value
   }
   return detail(error, { headers: own })
 }

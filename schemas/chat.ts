@@ -53,12 +53,12 @@ export const Message = Type.Unsafe<{
   },
   allOf: [
     {
-      if: { properties: { role: { enum: ['developer', 'system', 'user', 'tool'] } } },
+      if: { required: ['role'], properties: { role: { enum: ['developer', 'system', 'user', 'tool'] } } },
       // biome-ignore lint/suspicious/noThenProperty: a keyword of JSON Schema
       then: { required: ['content'], properties: { content: { type: ['string', 'array'] } } }
     },
     {
-      if: { properties: { role: { const: 'tool' } } },
+      if: { required: ['role'], properties: { role: { const: 'tool' } } },
       // biome-ignore lint/suspicious/noThenProperty: a keyword of JSON Schema
       then: { required: ['tool_call_id'] }
     }

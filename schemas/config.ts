@@ -13,6 +13,10 @@ import { notesOf } from './unbuilt.ts'
 
 // The configuration file, and what every part of the gateway is given of it.
 
+export { type Environment, environmentNames, resolveSecrets, withEnvironment } from './environment.ts'
+export { ConfigError } from './faults.ts'
+export { unbuilt } from './unbuilt.ts'
+
 const Cors = closed({
   origin: Type.Array(text('^(\\*|[a-z][a-z0-9+.-]*://[^/\\s]+)$', 'an origin such as https://app.example, or *'), {
     minItems: 1

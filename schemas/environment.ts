@@ -103,12 +103,15 @@ export function resolveSecrets(config: unknown, env: Environment | undefined, re
 
   function lookUp(reference: string, path: Path): string {
     const name = /^env:([A-Za-z_]\w*)$/.exec(reference)?.[1]
+    const value = env && name ? env[name] : undefined
     if (name === undefined) report.say(path, '<hidden>', 'env:NAME, of letters, digits and _')
     else if (!env) report.say(path, reference, 'the value itself; only server.ts resolves env:NAME')
-    else if (env[name]) {
+    else if (typeof value !== 'string' || value === '')
+      report.say(path, reference, 'a variable that is set and not empty')
+    else {
       report.hide(path)
-      return env[name]
-    } else report.say(path, reference, 'a variable that is set and not empty')
+      return value
+    }
     return reference
   }
 }
@@ -160,7 +163,7 @@ function switched(text: string, current: unknown): unknown {
 function iceServers(text: string): unknown {
   if (!/^\s*[[{]/.test(text)) return text.split(',').map(url => ({ urls: url.trim() }))
   try {
-    return JSON.parse(text)
+    return [JSON.parse(text)].flat()
   } catch {
     return text
   }

@@ -21,9 +21,9 @@ export interface Report {
   readonly count: number
   /** The value at this path comes from the environment and is never shown. */
   hide(path: Path): void
-  /** `path: found …; allowed: …` */
+  /** `path: found …; allowed: …`, with the value as far as it may be shown. */
   fault(path: Path, value: unknown, schema: TSchema): void
-  /** The same with words of one's own; a value from the environment stays hidden. */
+  /** The same in words of one's own, which are shown as they are. */
   say(path: Path, found: string, allowed: string): void
   /** `path: unknown key; did you mean …?` */
   unknownKey(path: Path, known: readonly string[]): void
@@ -38,8 +38,7 @@ export function report(sourceOf: (path: string) => string | undefined = () => un
     const source = sourceOf(where)
     if (!lines.has(where)) lines.set(where, `${where}${source ? ` (${source})` : ''}: ${text}`)
   }
-  const say = (path: Path, found: string, allowed: string) =>
-    add(path, `found ${hidden.has(show(path)) ? '<hidden>' : found}; allowed: ${allowed}`)
+  const say = (path: Path, found: string, allowed: string) => add(path, `found ${found}; allowed: ${allowed}`)
   return {
     get lines() {
       return [...lines.values()]
@@ -48,7 +47,8 @@ export function report(sourceOf: (path: string) => string | undefined = () => un
       return lines.size
     },
     hide: path => hidden.add(show(path)),
-    fault: (path, value, schema) => say(path, foundAt(value, schema), describe(schema)),
+    fault: (path, value, schema) =>
+      say(path, hidden.has(show(path)) ? '<hidden>' : foundAt(value, schema), describe(schema)),
     say,
     unknownKey(path, known) {
       const near = nearest(String(path.at(-1)), known)
@@ -63,7 +63,7 @@ export function show(path: Path): string {
   let shown = ''
   for (const step of path) {
     if (typeof step === 'number') shown += `[${step}]`
-    else if (/^[\w-]+$/.test(step)) shown += shown === '' ? step : `.${step}`
+    else if (/^[\w-]{1,60}$/.test(step)) shown += shown === '' ? step : `.${step}`
     else shown += `[${shorten(step)}]`
   }
   return shown === '' ? 'configuration' : shown
@@ -77,7 +77,7 @@ export function quote(value: string): string {
 /** What a schema allows, in words. */
 export function describe(schema: TSchema): string {
   if (typeof schema['allowed'] === 'string') return schema['allowed']
-  if (KindGuard.IsUnion(schema)) return schema.anyOf.map(describe).join(' | ')
+  if (KindGuard.IsUnion(schema)) return [...new Set(schema.anyOf.map(describe))].join(' | ')
   if (KindGuard.IsLiteral(schema)) return String(schema.const)
   if (KindGuard.IsBoolean(schema)) return 'true or false'
   if (KindGuard.IsInteger(schema) || KindGuard.IsNumber(schema)) {
@@ -126,7 +126,7 @@ function kindOf(value: unknown): string {
 }
 
 function isStructure(schema: TSchema): boolean {
-  if (KindGuard.IsUnion(schema)) return schema.anyOf.some(branch => isStructure(branch))
+  if (KindGuard.IsUnion(schema)) return !schema.anyOf.some(KindGuard.IsString) && schema.anyOf.some(isStructure)
   return KindGuard.IsObject(schema) || KindGuard.IsRecord(schema) || KindGuard.IsArray(schema)
 }
 

@@ -49,7 +49,8 @@ export function isToken(chunk: ChatCompletionChunk): boolean {
     if (typeof reason === 'string' && reason !== '') return true
     for (const key in delta) {
       const value = delta[key]
-      if (key !== 'role' && value !== null && value !== undefined && value !== '') return true
+      if (key === 'role' || value === null || value === undefined || value === '') continue
+      if (!Array.isArray(value) || value.length > 0) return true
     }
   }
   return false

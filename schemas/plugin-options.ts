@@ -6,7 +6,7 @@ import { closed, type Filled, named, oneOf, preset, text, toggle } from './shape
 // `plugins` of the configuration. Each is false, true or an object; in the settings false or an object with every default.
 
 /** Nothing to set yet. */
-const Nothing = closed({})
+const Nothing = Type.Unsafe<Record<string, never>>(closed({}))
 /** Options that go to somebody else's plugin as they are. */
 const Foreign = named('^', 'any other name', Type.Unknown())
 
@@ -42,6 +42,14 @@ export const PluginOptions = closed({
   helmet: toggle(Foreign, true),
   /** An object holds options of @fastify/sensible. */
   sensible: toggle(Foreign, true),
+  /** POST /v1/chat/completions. */
+  chatCompletions: toggle(Nothing, true),
+  /** POST /proxy/:model; needs chatCompletions. */
+  proxy: toggle(Nothing, true),
+  /** GET /v1/models, /v1/models/:id and /models. */
+  models: toggle(Nothing, true),
+  /** GET /health and /ready. */
+  health: toggle(Nothing, true),
   /** By address, before authentication. */
   rateLimit: toggle(closed({ max: preset(Count, 600), timeWindow: preset(Timeout, '60s') }), true),
   auth: toggle(

@@ -33,14 +33,12 @@ const ForwardedHeader = Type.Transform(
   .Decode(name => name.toLowerCase())
   .Encode(name => name)
 
-const Headers = {
-  ...named(
-    except(framing),
-    'a header name; never host, content-length, accept-encoding or a hop-by-hop header',
-    text('^[\\t\\x20-\\x7e\\x80-\\xff]*$', 'a text without control characters', { hidden: true })
-  ),
-  hidden: true
-}
+const Headers = named(
+  except(framing),
+  'a header name; never host, content-length, accept-encoding or a hop-by-hop header',
+  text('^[\\t\\x20-\\x7e\\x80-\\xff]*$', 'a text without control characters', { hidden: true }),
+  { hidden: true }
+)
 
 /** What every provider may say beside its `type` and `baseUrl`. */
 const common = {
@@ -109,6 +107,9 @@ const Echo = closed({
   ...common
 })
 
+/** Registered by a plugin of yours, under the name of this entry: gateway.providers.register(provider). */
+const Custom = closed({ type: Type.Literal('custom'), ...common })
+
 export const ProviderOptions = Type.Union([
   OpenAICompatible,
   OpenAI,
@@ -117,7 +118,8 @@ export const ProviderOptions = Type.Union([
   AzureOpenAI,
   Gemini,
   Vertex,
-  Echo
+  Echo,
+  Custom
 ])
 export const Providers = named(providerName, 'letters, digits, ".", "_" and "-", at most 64', ProviderOptions)
 

@@ -116,7 +116,7 @@ function fits(schema: TSchema, value: unknown): boolean {
 
 /** Options of somebody else's plugin: any plain data without circles, at most 16 levels of it. */
 function visitUnknown(schema: TSchema, written: unknown, path: Path, report: Report, above: unknown[] = []): unknown {
-  if (written === null || ['string', 'number', 'boolean'].includes(typeof written)) return written
+  if (written === null || ['string', 'boolean'].includes(typeof written) || Number.isFinite(written)) return written
   if (above.length === 16 || above.includes(written)) return report.say(path, 'too many levels', 'at most 16')
   const below = [...above, written]
   if (Array.isArray(written)) {

@@ -1,3 +1,4 @@
+import { Type } from '@sinclair/typebox'
 import { type Path, quote, type Report, show } from './faults.ts'
 import { defaultProviders } from './provider-options.ts'
 import { isRecord } from './reader.ts'
@@ -48,7 +49,7 @@ function modelCheck(root: Entries, report: Report): (name: unknown, path: Path) 
     const known = hasAliases
       ? Object.hasOwn(models, name)
       : slash < name.length - 1 && Object.hasOwn(providers, name.slice(0, Math.max(slash, 0)))
-    if (!known) report.say(path, quote(name), allowed)
+    if (!known) report.fault(path, name, Type.String({ allowed }))
   }
 }
 
@@ -57,7 +58,8 @@ function checkTargets(model: Entries, path: Path, providers: unknown, report: Re
   if (!isRecord(providers)) return
   for (const [index, { provider }] of targets.entries()) {
     if (typeof provider !== 'string' || Object.hasOwn(providers, provider)) continue
-    report.say([...path, 'targets', index, 'provider'], quote(provider), `a name of providers: ${list(providers)}`)
+    const allowed = `a name of providers: ${list(providers)}`
+    report.fault([...path, 'targets', index, 'provider'], provider, Type.String({ allowed }))
   }
   const weights = targets.map(({ weight }) => weight ?? 1)
   if ((model['strategy'] ?? 'weighted') === 'weighted' && weights.length > 0 && weights.every(weight => weight === 0)) {

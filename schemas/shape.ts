@@ -71,7 +71,7 @@ export function closed<P extends TProperties>(properties: P, options: { hidden?:
 }
 
 /** `false`, `true` or the object `options`; `on` is the default. */
-export function toggle<O extends TObject | TRecord>(options: O, on: boolean): TPreset<TToggle<O>> {
+export function toggle<O extends TSchema>(options: O, on: boolean): TPreset<TToggle<O>> {
   const schema = Type.Union([Type.Boolean(), options], { allowed: 'true, false or an object' })
   return { ...schema, default: on, [Toggle]: options, [OptionalKind]: 'Optional', [Preset]: true }
 }
@@ -82,8 +82,13 @@ export function oneOf<const Words extends string[]>(...words: Words): TUnion<TLi
 }
 
 /** A map from names of one pattern to values; `names` says in a fault what a name may be. */
-export function named<V extends TSchema>(pattern: string, names: string, value: V): TRecord<TString, V> {
-  return Type.Record(Type.String({ pattern }), value, { names, additionalProperties: false })
+export function named<V extends TSchema>(
+  pattern: string,
+  names: string,
+  value: V,
+  options: { hidden?: boolean } = {}
+): TRecord<TString, V> {
+  return Type.Record(Type.String({ pattern }), value, { ...options, names, additionalProperties: false })
 }
 
 /** A text of one pattern; `allowed` says in a fault what it may be. */

@@ -26,9 +26,12 @@ export const noUsage: Usage = Object.freeze({
   source: 'estimated'
 })
 
-/** OpenAI's totals with their details taken out of them, so that no token is counted twice. Negative rests become 0. */
+/**
+ * OpenAI's totals with their details taken out of them, so that no token is counted twice. Negative rests become 0;
+ * a report without any count is none.
+ */
 export function usageOf(reported: CompletionUsage | null | undefined): Usage {
-  if (!reported) return noUsage
+  if (typeof reported?.prompt_tokens !== 'number' && typeof reported?.completion_tokens !== 'number') return noUsage
   const input = reported.prompt_tokens_details
   const output = reported.completion_tokens_details
   const cacheRead = count(input?.cached_tokens)

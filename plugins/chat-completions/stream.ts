@@ -3,6 +3,7 @@ import type { FastifyReply } from 'fastify'
 import { errorBody, InternalError, isGatewayError } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
 import type { Completed, Facts } from '../../schemas/gateway.ts'
+import { headOf, writeHead } from './head.ts'
 
 export interface SseOptions {
   /** Milliseconds of silence between heartbeats. */
@@ -11,23 +12,11 @@ export interface SseOptions {
   headersAfter: number
 }
 
+/** Proxies on the way are not to store, compress or collect what is meant to arrive as it comes. */
+const unbuffered = ['cache-control', 'no-cache, no-transform', 'x-accel-buffering', 'no']
 const terminator = 'data: [DONE]\n\n'
 /** What may wait in our memory for a slow reader, in bytes; above it the provider is not read on. */
 const highWater = 65_536
-
-/** Headers of an answer; `facts` is null while the target is not decided. */
-export function headersOf(facts: Facts | null, id: string, type: string): Record<string, string> {
-  const headers: Record<string, string> = { 'content-type': type, 'x-request-id': id }
-  if (facts === null) return headers
-  if (facts.target !== null) {
-    headers['x-gateway-provider'] = facts.target.provider.name
-    headers['x-gateway-model'] = facts.target.model
-  }
-  headers['x-gateway-attempts'] = String(facts.attempts)
-  headers['x-gateway-cache'] = facts.cache
-  if (facts.warnings.length > 0) headers['x-gateway-warnings'] = facts.warnings.join('; ')
-  return headers
-}
 
 /**
  * Writes a stream as server-sent events. The headers leave with the first token, so that until then a fault is an
@@ -37,27 +26,21 @@ export async function sendStream(
   reply: FastifyReply,
   answering: Promise<Completed>,
   id: string,
+  fixed: readonly string[],
   options: SseOptions
 ): Promise<FastifyReply> {
   const response = reply.raw
   let open = false
   let heartbeat: NodeJS.Timeout | undefined
 
-  function writeHead(facts: Facts | null): void {
+  function start(facts: Facts | null): void {
     open = true
-    reply.hijack()
-    // Hijacking drops what reply.header() and host hooks have set, so they are written here.
-    response.writeHead(200, {
-      ...(reply.getHeaders() as Record<string, string>),
-      ...headersOf(facts, id, 'text/event-stream; charset=utf-8'),
-      'cache-control': 'no-cache, no-transform',
-      'x-accel-buffering': 'no'
-    })
+    writeHead(reply, fixed, headOf(facts, id, 'text/event-stream; charset=utf-8').concat(unbuffered))
     heartbeat = setInterval(beat, options.heartbeat, response)
   }
 
   const silence = setTimeout(() => {
-    writeHead(null)
+    start(null)
     beat(response)
   }, options.headersAfter)
 
@@ -65,7 +48,7 @@ export async function sendStream(
     const answer = await answering
     clearTimeout(silence)
     if (!answer.stream) throw new Error('A layer answered a stream request with a whole answer.')
-    if (!open) writeHead(answer.facts)
+    if (!open) start(answer.facts)
     for await (const frames of answer.frames) {
       response.write(frames.raw ?? encode(frames))
       heartbeat?.refresh()

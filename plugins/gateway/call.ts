@@ -1,10 +1,13 @@
 import type { ChatRequest, CompletionUsage } from '../../schemas/chat.ts'
-import { Cancelled, type GatewayError, UpstreamTimeout } from '../../schemas/errors.ts'
+import { Cancelled, type GatewayError, InternalError, UpstreamTimeout } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
 import type { Answer, Caller, Facts, Inference, Outcome, Route, Router } from '../../schemas/gateway.ts'
 import { type Usage, usageOf } from '../../schemas/usage.ts'
 
 type Settled = (outcome: Outcome) => unknown
+
+/** Node turns a longer timer into one of a millisecond. */
+const longestTimer = 2 ** 31 - 1
 
 /** What a call needs of the kernel that runs it. */
 export interface Host {
@@ -33,7 +36,8 @@ export class Call implements Inference {
   readonly started = performance.now()
   /** Set while somebody waits for this call: how to tell them that it is over. */
   interrupt: ((reason: Error) => void) | null = null
-  reason: GatewayError | null = null
+  /** Set once a stream is handed out: how to end it, read or not. */
+  stop: ((reason: Error) => void) | null = null
   frameListeners: Array<(frames: Frames) => void> | null = null
 
   #host: Host
@@ -61,7 +65,7 @@ export class Call implements Inference {
     this.idempotencyKey = caller.idempotencyKey
     this.origin = caller.origin
     this.wantsUsage = request.stream_options?.include_usage === true
-    const total = Math.min(this.#route.timeouts.total, caller.deadline ?? Number.POSITIVE_INFINITY)
+    const total = Math.min(this.#route.timeouts.total, caller.deadline ?? longestTimer, longestTimer)
     this.#timer = setTimeout(expire, total, this, total)
     caller.signal.addEventListener('abort', this.#leave)
   }
@@ -108,6 +112,18 @@ export class Call implements Inference {
     this.#settledListeners.push(listener)
   }
 
+  /** Shows frames to their listeners. One that throws is logged and hears no more. */
+  show(frames: Frames): void {
+    for (const listener of this.frameListeners ?? []) {
+      try {
+        listener(frames)
+      } catch (error) {
+        this.frameListeners = this.frameListeners?.filter(other => other !== listener) ?? null
+        this.#host.failed(error)
+      }
+    }
+  }
+
   /** Notes what a stream said of its usage; the last word counts. */
   report(usage: CompletionUsage): void {
     this.#reported = usage
@@ -126,14 +142,12 @@ export class Call implements Inference {
   /** Ends the call from outside: whoever waits is told, the provider is aborted, the books are closed. */
   abort(reason: GatewayError): void {
     if (this.#outcome !== null) return
-    this.reason = reason
     this.#controller.abort(reason)
+    this.stop?.(reason)
     const settled = this.settle(reason instanceof Cancelled ? 'cancelled' : 'failed', reason)
     const interrupt = this.interrupt
     this.interrupt = null
-    if (interrupt === null) return
-    if (settled === undefined) interrupt(reason)
-    else settled.then(() => interrupt(reason))
+    if (interrupt !== null) whenSettled(settled, () => interrupt(reason))
   }
 
   /** Ends the call, once: later words are ignored. Undefined when nobody listens, so that nobody has to wait. */
@@ -161,6 +175,17 @@ export class Call implements Inference {
       }
     }
   }
+}
+
+/** Listeners get an Error whatever a layer threw; the caller gets what was thrown. */
+export function asError(thrown: unknown): Error {
+  return thrown instanceof Error ? thrown : new InternalError({ cause: thrown })
+}
+
+/** Goes on at once where nobody listened to the end of a call. */
+export function whenSettled(settled: Promise<void> | undefined, goOn: () => void): void {
+  if (settled === undefined) goOn()
+  else settled.then(goOn)
 }
 
 function expire(call: Call, total: number): void {

@@ -1,9 +1,9 @@
 import { randomBytes } from 'node:crypto'
-import { setMaxListeners } from 'node:events'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { Cancelled, ShuttingDown } from '../../schemas/errors.ts'
+import type { Frames } from '../../schemas/frames.ts'
 import {
   type Accountant,
   type Answer,
@@ -20,7 +20,7 @@ import {
   stages
 } from '../../schemas/gateway.ts'
 import type { AttemptLayer, LedgerEntry, Send } from '../../schemas/provider.ts'
-import { Call, type Host } from './call.ts'
+import { asError, Call, type Host, whenSettled } from './call.ts'
 import { relay } from './relay.ts'
 
 declare module 'fastify' {
@@ -124,17 +124,19 @@ function createKernel(log: FastifyInstance['log']) {
     const started = run
     return new Promise((resolve, reject) => {
       call.interrupt = reject
-      attemptRun(started, call).then(
-        answer => deliver(call, answer, resolve),
-        error => refuse(call, error, reject)
-      )
+      const refused = (error: unknown) => refuse(call, error, reject)
+      try {
+        started(call).then(answer => deliver(call, answer, resolve, refused), refused)
+      } catch (error) {
+        refused(error)
+      }
     })
   }
 
   /** Composes the onion. From here on a layer that nobody registered costs nothing. */
   function seal(): void {
     if (router === null) throw new Error('The gateway cannot route: register the plugin routing after gateway.')
-    host = { router, ended, failed: error => log.error({ err: error }, 'a listener of a settled call failed') }
+    host = { router, ended, failed: error => log.error({ err: error }, 'a listener of a call failed') }
     const onion = stages.flatMap(stage => layers.get(stage) ?? [])
     run = onion.reduceRight<Dispatch>((next, layer) => inference => layer(inference, next), router.dispatch)
     send = attemptLayers.reduceRight<Send>((next, layer) => attempt => layer(attempt, next), send)
@@ -175,29 +177,35 @@ function createKernel(log: FastifyInstance['log']) {
   return { kernel, seal, drain }
 }
 
-/** A layer may throw before it returns its promise. */
-function attemptRun(run: Dispatch, call: Call): Promise<Answer> {
-  try {
-    return run(call)
-  } catch (error) {
-    return Promise.reject(error)
-  }
-}
-
-function deliver(call: Call, answer: Answer, resolve: (answer: Completed) => void): void {
-  const { facts } = call
+function deliver(
+  call: Call,
+  answer: Answer,
+  resolve: (answer: Completed) => void,
+  refused: (error: unknown) => void
+): void {
   if (call.outcome !== null) {
     // Ended from outside meanwhile: the caller was told, the answer has no reader.
-    if (answer.stream) void answer.frames[Symbol.asyncIterator]().return?.()
+    if (answer?.stream) void discard(answer.frames)
+    return
+  }
+  let completed: Completed
+  try {
+    completed = finished(call, answer)
+  } catch (error) {
+    // A layer answered with nothing, or with frames that nobody can read.
+    refused(error)
     return
   }
   call.interrupt = null
-  if (answer.stream) {
-    resolve({ stream: true, frames: relay(call, answer.frames), facts })
-    return
-  }
+  if (completed.stream) resolve(completed)
+  else whenSettled(call.settle('completed', null), () => resolve(completed))
+}
+
+function finished(call: Call, answer: Answer): Completed {
+  const { facts } = call
+  if (answer.stream) return { stream: true, frames: relay(call, answer.frames), facts }
   call.answered(answer)
-  const completed: Completed = {
+  return {
     stream: false,
     raw: answer.raw,
     get body() {
@@ -205,27 +213,27 @@ function deliver(call: Call, answer: Answer, resolve: (answer: Completed) => voi
     },
     facts
   }
-  const settled = call.settle('completed', null)
-  if (settled === undefined) resolve(completed)
-  else settled.then(() => resolve(completed))
 }
 
-function refuse(call: Call, error: Error, reject: (error: Error) => void): void {
+async function discard(frames: AsyncIterable<Frames>): Promise<void> {
+  try {
+    await frames[Symbol.asyncIterator]().return?.()
+  } catch {
+    // Nobody waits for it any more.
+  }
+}
+
+function refuse(call: Call, error: unknown, reject: (error: unknown) => void): void {
   if (call.outcome !== null) return
   call.interrupt = null
-  const settled = call.settle('failed', error)
-  if (settled === undefined) reject(error)
-  else settled.then(() => reject(error))
+  whenSettled(call.settle('failed', asError(error)), () => reject(error))
 }
-
-const never = new AbortController().signal
-setMaxListeners(0, never)
 
 function processCaller(id: string, options: CallerOptions): Caller {
   return {
     id,
     principal: { tenant: options.tenant ?? 'public', key: null, kind: 'process', scopes: ['chat'] },
-    signal: options.signal ?? never,
+    signal: options.signal ?? new AbortController().signal,
     trace: options.trace,
     deadline: options.deadline,
     idempotencyKey: options.idempotencyKey,

@@ -1,6 +1,5 @@
-import { UpstreamError } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
-import type { Call } from './call.ts'
+import { asError, type Call, whenSettled } from './call.ts'
 
 type Read = IteratorResult<Frames, undefined>
 
@@ -13,36 +12,56 @@ const end: Read = { done: true, value: undefined }
  */
 export function relay(call: Call, frames: AsyncIterable<Frames>): AsyncIterableIterator<Frames, undefined> {
   const source = frames[Symbol.asyncIterator]()
-  let finished = false
   let ended = false
+  /** Why the call ended while nobody was reading: the next read is told. */
+  let untold: Error | null = null
 
-  function pull(resolve: (read: Read) => void, reject: (error: Error) => void): void {
+  call.stop = reason => {
+    if (ended) return
+    void close()
+    untold = reason
+  }
+
+  function pull(resolve: (read: Read) => void, reject: (error: unknown) => void): void {
     call.interrupt = reason => {
-      close()
+      untold = null
       reject(reason)
     }
-    source.next().then(
-      read => {
-        if (ended) return
-        if (read.done) {
-          if (finished) finish(resolve)
-          else fail(new UpstreamError('its stream ended before the answer was complete.'), reject)
-          return
+    try {
+      source.next().then(
+        read => {
+          if (ended) return
+          try {
+            take(read, resolve, reject)
+          } catch (error) {
+            fail(error, reject)
+          }
+        },
+        error => {
+          if (!ended) fail(error, reject)
         }
-        const kept = inspect(read.value)
-        if (kept === null) return pull(resolve, reject)
-        call.interrupt = null
-        resolve({ done: false, value: kept })
-      },
-      error => {
-        if (!ended) fail(error, reject)
-      }
-    )
+      )
+    } catch (error) {
+      fail(error, reject)
+    }
+  }
+
+  function take(read: IteratorResult<Frames>, resolve: (read: Read) => void, reject: (error: unknown) => void): void {
+    if (read.done) {
+      finish(resolve)
+      return
+    }
+    const kept = inspect(read.value)
+    if (kept === null) {
+      pull(resolve, reject)
+      return
+    }
+    call.interrupt = null
+    resolve({ done: false, value: kept })
   }
 
   function inspect(frames: Frames): Frames | null {
-    if (frames.finished) finished = true
-    if (call.frameListeners !== null) for (const listener of call.frameListeners) listener(frames)
+    if (call.frameListeners !== null) call.show(frames)
     const usage = frames.usage
     if (usage === null) return frames
     call.report(usage)
@@ -52,23 +71,23 @@ export function relay(call: Call, frames: AsyncIterable<Frames>): AsyncIterableI
   function finish(resolve: (read: Read) => void): void {
     ended = true
     call.interrupt = null
-    const settled = call.settle('completed', null)
-    if (settled === undefined) resolve(end)
-    else settled.then(() => resolve(end))
+    whenSettled(call.settle('completed', null), () => resolve(end))
   }
 
-  function fail(error: Error, reject: (error: Error) => void): void {
-    close()
+  function fail(error: unknown, reject: (error: unknown) => void): void {
+    void close()
     call.interrupt = null
-    const settled = call.settle('failed', error)
-    if (settled === undefined) reject(error)
-    else settled.then(() => reject(error))
+    whenSettled(call.settle('failed', asError(error)), () => reject(error))
   }
 
-  function close(): void {
+  /** Not awaited: a source that waits for a silent provider would keep us here; the aborted signal ends it. */
+  async function close(): Promise<void> {
     ended = true
-    // Not awaited: a source that waits for a silent provider would keep us here; the aborted signal ends it.
-    source.return?.()?.then(undefined, () => {})
+    try {
+      await source.return?.()
+    } catch {
+      // Nobody waits for it any more.
+    }
   }
 
   return {
@@ -76,19 +95,16 @@ export function relay(call: Call, frames: AsyncIterable<Frames>): AsyncIterableI
       return this
     },
     next() {
-      if (ended) return Promise.resolve(end)
-      if (call.reason !== null) {
-        close()
-        return Promise.reject(call.reason)
-      }
-      return new Promise(pull)
+      if (!ended) return new Promise(pull)
+      if (untold === null) return Promise.resolve(end)
+      const reason = untold
+      untold = null
+      return new Promise((_, reject) => whenSettled(call.settle('failed', reason), () => reject(reason)))
     },
     async return() {
-      if (!ended) {
-        close()
-        call.leave()
-        await call.settle('cancelled', null)
-      }
+      call.leave()
+      untold = null
+      await call.settle('cancelled', null)
       return end
     }
   }

@@ -45,6 +45,8 @@ function schemaFault(fault: FastifySchemaValidationError): GatewayError {
 function ruleOf(fault: FastifySchemaValidationError): string {
   const allowed = fault.params['allowedValues']
   if (Array.isArray(allowed)) return `must be one of ${allowed.join(', ')}`
+  const kinds = fault.params['type']
+  if (Array.isArray(kinds)) return `must be ${kinds.slice(0, -1).join(', ')} or ${kinds.at(-1)}`
   return fault.message ?? 'is not valid'
 }
 

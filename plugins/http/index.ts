@@ -24,12 +24,15 @@ declare module '../../schemas/gateway.ts' {
 /** What every route of ours has in common, for transports to take inside their own scope. */
 export interface Http {
   /**
-   * Gives a transport's own scope our error body, our parsers, a validator that changes nothing, our fixed headers and,
-   * unless `open`, authentication before the body is read. Nothing reaches the scopes around it.
+   * Gives a transport's own scope our error body, our parsers, a validator that changes nothing and, unless `open`,
+   * authentication before the body is read. `fixed: false` leaves the fixed headers of answers to the transport; errors
+   * carry them anyway. Nothing reaches the scopes around it.
    */
-  prepare(scope: FastifyInstance, options: { open: boolean }): void
-  /** Headers that every answer of ours carries, added while plugins load. */
+  prepare(scope: FastifyInstance, options: { open: boolean; fixed?: boolean }): void
+  /** Adds headers that every answer of ours carries. While plugins load. */
   fix(headers: Readonly<Record<string, string>>): void
+  /** Those headers as name, value, name, value: for a transport that writes its answers itself. */
+  readonly fixed: readonly string[]
   /** Answers an unknown path in our form. A host may set it as its own not-found handler. */
   notFound(request: FastifyRequest, reply: FastifyReply): FastifyReply
   /** The caller behind a request. `tenant` is what the body names; the signal is the transport's. */
@@ -51,12 +54,17 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   const { gateway } = app
   const bodyLimit = options.bodyLimit ?? 10 * 1024 * 1024
   const fixed: Record<string, string> = {}
+  const fixedList: string[] = []
   // Nothing is coerced, filled in or removed: what passes is what was sent.
   const ajv = new Ajv({ coerceTypes: false, useDefaults: false, removeAdditional: false, strict: false })
 
   gateway.decorate('http', {
     bodyLimit,
-    fix: headers => void Object.assign(fixed, headers),
+    fixed: fixedList,
+    fix(headers) {
+      Object.assign(fixed, headers)
+      fixedList.splice(0, fixedList.length, ...Object.entries(fixed).flat())
+    },
     id: idOf,
     prepare,
     notFound(request, reply) {
@@ -92,7 +100,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     return gateway.actFor ? gateway.actFor(principal, tenant) : { ...principal, tenant }
   }
 
-  function prepare(scope: FastifyInstance, { open }: { open: boolean }): void {
+  function prepare(scope: FastifyInstance, options: { open: boolean; fixed?: boolean }): void {
     scope.decorateRequest(principalKey, null)
     scope.decorateRequest(idKey, null)
     scope.setValidatorCompiler(({ schema }) => ajv.compile(schema))
@@ -115,9 +123,15 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     for (const type of ['application/json', 'text/plain']) {
       scope.addContentTypeParser(type, { parseAs: 'string', bodyLimit }, json)
     }
-    scope.addHook('onRequest', (request, reply, done) => {
-      reply.headers(fixed)
-      if (open || !gateway.authenticate) return done()
+    if (options.fixed !== false) {
+      scope.addHook('onRequest', (_request, reply, done) => {
+        reply.headers(fixed)
+        done()
+      })
+    }
+    if (options.open) return
+    scope.addHook('onRequest', (request, _reply, done) => {
+      if (!gateway.authenticate) return done()
       const principal = gateway.authenticate({ headers: request.headers, address: request.ip })
       if (!(principal instanceof Promise)) {
         request[principalKey] = principal

@@ -22,6 +22,8 @@ export function serverOptions(options: {
     // The kernel refuses new work itself while it closes, in OpenAI's form.
     return503OnClosing: false,
     logController: new LogController({ disableRequestLogging: true }),
+    // Our log lines name the request themselves; a logger for each request costs more than the kernel.
+    childLoggerFactory: logger => logger,
     // How long a client may take to send a request, in milliseconds.
     requestTimeout: 120_000,
     routerOptions: { maxParamLength: 1024 },

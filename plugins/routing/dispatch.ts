@@ -1,8 +1,15 @@
-import { type ChatRequest, ownFields } from '../../schemas/chat.ts'
+import { type ChatRequest, type CompletionUsage, ownFields } from '../../schemas/chat.ts'
 import { isGatewayError, UpstreamError } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
-import type { Dispatch, Gateway, Inference, Target } from '../../schemas/gateway.ts'
-import type { Attempt, LedgerEntry } from '../../schemas/provider.ts'
+import type { Answer, Dispatch, Gateway, Inference, Target } from '../../schemas/gateway.ts'
+import type { Attempt } from '../../schemas/provider.ts'
+import { usageOf } from '../../schemas/usage.ts'
+
+/** What a stream has said of itself so far. */
+interface Heard {
+  finished: boolean
+  usage: CompletionUsage | null
+}
 
 /**
  * The loop that tries targets until one answers. For a stream that means its first token: before it any failure that
@@ -12,17 +19,27 @@ export function createDispatch(gateway: Gateway, random: () => number): Dispatch
   return async function dispatch(inference) {
     let failure: unknown
     for (const target of draw(inference.route.targets, random)) {
-      const attempt = await mint(gateway, inference, target)
+      inference.signal.throwIfAborted()
+      let attempt: Attempt
       try {
-        const answer = await gateway.send(attempt)
-        if (answer.stream) return { stream: true, frames: await untilToken(attempt, answer.frames) }
-        attempt.entry.settle(() => inference.usage)
-        return answer
-      } catch (error) {
-        attempt.entry.fail(error, () => inference.usage)
-        failure = error
-        if (!isWorthAnother(attempt, error)) break
+        attempt = await mint(gateway, inference, target)
+      } catch (refusal) {
+        throw failure ?? refusal
       }
+      const heard: Heard = { finished: false, usage: null }
+      let answer: Answer
+      try {
+        answer = await gateway.send(attempt)
+        if (answer.stream) return { stream: true, frames: await untilToken(attempt, answer.frames, heard) }
+      } catch (error) {
+        attempt.entry.fail(error, () => usageOf(heard.usage))
+        if (!isWorthAnother(attempt, error)) throw error
+        failure = error
+        continue
+      }
+      const whole = answer
+      attempt.entry.settle(() => usageOf(whole.body.usage))
+      return answer
     }
     throw failure
   }
@@ -51,10 +68,12 @@ function requestFor(target: Target, request: ChatRequest, cap: number | null): C
   const asked: ChatRequest = { ...request, model: target.model }
   for (const field of ownFields) if (field in asked) delete asked[field]
   if (cap === null) return asked
-  const wanted = asked.max_completion_tokens ?? asked.max_tokens
-  if (typeof wanted === 'number' && wanted <= cap) return asked
+  const { max_completion_tokens: newer, max_tokens: older } = asked
+  const wanted = newer ?? older
+  const fits = typeof wanted === 'number' && wanted <= cap
+  if (fits && wanted === (older ?? wanted)) return asked
   delete asked.max_tokens
-  asked.max_completion_tokens = cap
+  asked.max_completion_tokens = fits ? wanted : cap
   return asked
 }
 
@@ -70,6 +89,8 @@ function draw(targets: readonly Target[], random: () => number): readonly Target
       point -= target.weight
       return point < 0
     })
+    // No weight is left, or the sum was rounded up past the last one.
+    if (index === -1) index = left.findLastIndex(({ weight }) => weight > 0)
     if (index === -1) index = 0
     order.push(...left.splice(index, 1))
   }
@@ -84,56 +105,69 @@ function isWorthAnother(attempt: Attempt, error: unknown): boolean {
 }
 
 /** Reads up to the first token and hands the stream on with what was read; fails while another target can still answer. */
-async function untilToken(attempt: Attempt, frames: AsyncIterable<Frames>): Promise<AsyncIterable<Frames>> {
-  const { inference, entry } = attempt
+async function untilToken(
+  attempt: Attempt,
+  frames: AsyncIterable<Frames>,
+  heard: Heard
+): Promise<AsyncIterable<Frames>> {
+  const { inference } = attempt
   const source = frames[Symbol.asyncIterator]()
   const head: Frames[] = []
   for (;;) {
     const read = await source.next()
     if (read.done) {
-      if (head.some(frames => frames.finished)) break
+      if (heard.finished) break
       throw new UpstreamError('its stream ended before the first token.')
     }
+    hear(heard, read.value)
     head.push(read.value)
     if (read.value.hasToken) break
   }
   inference.facts.firstToken = performance.now() - inference.started
-  return resume(head, source, entry, inference)
+  return resume(head, source, attempt, heard)
 }
 
-/** What was read, then the rest; the ledger line closes with the stream. */
+function hear(heard: Heard, frames: Frames): void {
+  if (frames.finished) heard.finished = true
+  heard.usage = frames.usage ?? heard.usage
+}
+
+/** What was read, then the rest; the ledger line closes with the stream. An end before any finish_reason is a fault. */
 function resume(
   head: Frames[],
   source: AsyncIterator<Frames>,
-  entry: LedgerEntry,
-  inference: Inference
+  { entry, inference }: Attempt,
+  heard: Heard
 ): AsyncIterable<Frames> {
   let open = true
-  const usage = () => inference.usage
+  const usage = () => usageOf(heard.usage)
+
+  function fail(error: unknown): void {
+    if (!open) return
+    open = false
+    entry.fail(error, usage)
+  }
+
   const iterator: AsyncIterator<Frames> = {
     async next() {
       const kept = head.shift()
       if (kept !== undefined) return { done: false, value: kept }
       try {
         const read = await source.next()
-        if (read.done && open) {
+        if (!read.done) hear(heard, read.value)
+        else if (!heard.finished) throw new UpstreamError('its stream ended before the answer was complete.')
+        else if (open) {
           open = false
           entry.settle(usage)
         }
         return read
       } catch (error) {
-        if (open) {
-          open = false
-          entry.fail(error, usage)
-        }
+        fail(error)
         throw error
       }
     },
     async return() {
-      if (open) {
-        open = false
-        entry.fail(inference.signal.reason, usage)
-      }
+      fail(inference.signal.reason)
       await source.return?.()
       return { done: true, value: undefined }
     }

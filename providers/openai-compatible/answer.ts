@@ -16,7 +16,7 @@ export type Redact = (text: string) => string
 export function wholeAnswer(reply: Reply, redact: Redact): Answer {
   const raw = reply.body ?? Buffer.alloc(0)
   if (reply.status !== 200) throw vendorFault(reply.status, errorIn(parse(raw)), reply.headers, redact)
-  if (reply.headers['content-encoding']) throw new UpstreamError('it compressed an answer that nobody asked to.')
+  if (isEncoded(reply)) throw new UpstreamError('it compressed an answer that nobody asked to.')
   if (!looksWhole(raw)) throw new UpstreamError('its answer is not JSON.')
   let body: ChatCompletion | null = null
   if (errorKey.test(raw.toString('latin1'))) {
@@ -36,7 +36,7 @@ export function wholeAnswer(reply: Reply, redact: Redact): Answer {
 
 /** The frames of a stream; an error inside it is thrown after what came before it. */
 export function streamedAnswer(reply: Reply, reads: Reads, maxEvent: number, redact: Redact): Answer {
-  if (reply.headers['content-encoding']) {
+  if (isEncoded(reply)) {
     reads.close(false)
     throw new UpstreamError('it compressed a stream that nobody asked to.')
   }
@@ -101,6 +101,11 @@ function framesOf(reply: Reply, reads: Reads, events: EventReader, redact: Redac
   }
 }
 
+function isEncoded(reply: Reply): boolean {
+  const encoding = reply.headers['content-encoding']
+  return Boolean(encoding) && encoding !== 'identity'
+}
+
 /** JSON objects begin and end with a brace; a truncated one does not. Cheaper than parsing what we only hand on. */
 function looksWhole(raw: Buffer): boolean {
   let start = 0
@@ -126,10 +131,11 @@ function parse(raw: Buffer): unknown {
   }
 }
 
-/** The error in a body: OpenAI's object, a bare string, or one inside a choice (OpenRouter). */
+/** The error in a body: OpenAI's object, a bare string, the body itself (old vLLM), or one inside a choice (OpenRouter). */
 function errorIn(body: unknown): VendorError | string | null {
   if (typeof body !== 'object' || body === null) return null
   if ('error' in body && body.error) return asVendorError(body.error)
+  if ('object' in body && body.object === 'error') return asVendorError(body)
   if ('choices' in body && Array.isArray(body.choices)) {
     for (const choice of body.choices) if (choice?.error) return asVendorError(choice.error)
   }

@@ -24,6 +24,19 @@ export interface OpenAICompatibleOptions {
   maxEvent?: number
 }
 
+/** Headers that are the provider's own business, whatever the options say. */
+const neverForwarded = new Set([
+  'accept-encoding',
+  'api-key',
+  'authorization',
+  'connection',
+  'content-length',
+  'cookie',
+  'host',
+  'transfer-encoding',
+  'x-api-key'
+])
+
 /** OpenAI and everything that speaks its wire: OpenRouter, LiteLLM, vLLM, Ollama, another gateway of ours. */
 async function openaiCompatible(app: FastifyInstance, options: OpenAICompatibleOptions): Promise<void> {
   const { provider, close } = createProvider(options)
@@ -34,12 +47,17 @@ async function openaiCompatible(app: FastifyInstance, options: OpenAICompatibleO
 function createProvider(options: OpenAICompatibleOptions): { provider: Provider; close: () => Promise<void> } {
   const baseUrl = withVersion(options.baseUrl ?? 'https://api.openai.com/v1')
   const keys = options.apiKeys ?? []
-  const forward = (options.forwardHeaders ?? []).map(name => name.toLowerCase())
   const maxEvent = options.maxEvent ?? 8 * 1024 * 1024
   const dialect: Dialect = { outputCap: outputCapOf(baseUrl), streamUsage: options.streamUsage ?? true }
   const upstream = createUpstream({ baseUrl, connections: options.connections ?? 1024 })
-  const redact = redacting(keys)
-  const fixed = ['content-type', 'application/json', ...Object.entries(options.headers ?? {}).flat()]
+  const redact = redacting(keys, Object.values(options.headers ?? {}))
+  const given = Object.entries(options.headers ?? {}).map(([name, value]) => [name.toLowerCase(), value] as const)
+  const statics = new Map([['content-type', 'application/json'], ...given])
+  if (keys.length > 0) statics.delete('authorization')
+  const fixed = [...statics].flat()
+  const forward = (options.forwardHeaders ?? [])
+    .map(name => name.toLowerCase())
+    .filter(name => !statics.has(name) && !neverForwarded.has(name))
   const perKey = keys.map(key => [...fixed, 'authorization', `Bearer ${key}`])
   let turn = 0
 
@@ -50,7 +68,7 @@ function createProvider(options: OpenAICompatibleOptions): { provider: Provider;
     if (forward.length === 0) return headers
     for (const name of forward) {
       const value = attempt.caller.origin.headers?.[name]
-      if (typeof value === 'string') headers = [...headers, name, value]
+      if (typeof value === 'string' && !(name in attempt.headers)) headers = [...headers, name, value]
     }
     return headers
   }
@@ -75,9 +93,20 @@ function createProvider(options: OpenAICompatibleOptions): { provider: Provider;
   return { provider, close: () => upstream.close() }
 }
 
-/** Vendors quote keys in their messages, whole or shortened at the end. */
-function redacting(keys: readonly string[]): Redact {
-  return text => keys.reduce((clean, key) => clean.replaceAll(key, '[redacted]'), text)
+/** Vendors quote keys in their messages: whole, shortened, or with stars in the middle. */
+function redacting(keys: readonly string[], headers: readonly string[]): Redact {
+  const values = headers.map(value => value.slice(value.lastIndexOf(' ') + 1)).filter(value => value.length >= 8)
+  const patterns = [
+    ...keys.filter(key => key.length >= 12).map(key => `${escaped(key.slice(0, 6))}[^\\s"'\`,;<>()]*`),
+    ...[...keys.filter(key => key.length >= 4), ...values].map(escaped),
+    '[\\w-]{0,12}\\*{3,}[\\w*-]*'
+  ]
+  const secrets = new RegExp(patterns.join('|'), 'g')
+  return text => text.replace(secrets, '[redacted]')
+}
+
+function escaped(text: string): string {
+  return text.replace(/[^\w]/g, '\\$&')
 }
 
 export default fp(openaiCompatible, { fastify: '5.x', name: 'openai-compatible', dependencies: ['routing'] })

@@ -1,0 +1,264 @@
+// The whole bench; README.md says what it measures and how to read it.
+import { mkdtempSync, rmSync } from 'node:fs'
+import { cpus, tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { parseArgs } from 'node:util'
+import { direct, contenders as everybody, launch, relay, startUp } from './contenders.mjs'
+import { atRate, memory, perChunk, saturate, wrk } from './measure.mjs'
+import { nginx } from './nginx.mjs'
+import { cases, paced } from './payloads.mjs'
+import { probe } from './probe.mjs'
+import { cores, freePort, node, ready, start, stopAll, which } from './processes.mjs'
+import { measure, median, print } from './table.mjs'
+
+const kinds = ['json', 'sse', 'latency', 'chunks', 'memory', 'start']
+const usage = `node bench/run.mjs [--quick] [--rounds N] [--only ${kinds.join(',')}] [--no-portkey] [--plain-relay] [--relays]`
+
+const flags = readFlags()
+const scratch = mkdtempSync(join(tmpdir(), 'gateway-bench-'))
+process.on('exit', () => {
+  stopAll()
+  rmSync(scratch, { recursive: true, force: true, maxRetries: 3 })
+})
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(1))
+setTimeout(() => {
+  console.error('The bench took too long and was ended.')
+  process.exit(1)
+}, 15 * 60_000).unref()
+
+const upstreams = await startUpstreams()
+const who = flags.relays ? relays() : everybody(flags)
+const measures = []
+const begun = performance.now()
+
+for (const one of cases.filter(wanted)) await throughput(one)
+if (flags.only.has('latency') && !flags.relays) {
+  await latency(cases.find(one => one.name === 'json-10k'))
+  await firstByte(paced(10, 10))
+}
+if (flags.only.has('chunks') && !flags.relays) await chunks(100, 10)
+if (flags.only.has('memory') && !flags.relays) await openStreams(1_000)
+if (flags.only.has('start') && !flags.relays) await startUps()
+report()
+process.exit(measures.some(one => one.failures.size > 0) ? 1 : 0)
+
+function readFlags() {
+  const options = {
+    quick: { type: 'boolean', default: false },
+    rounds: { type: 'string' },
+    only: { type: 'string', default: kinds.join(',') },
+    portkey: { type: 'boolean', default: true },
+    'plain-relay': { type: 'boolean', default: false },
+    relays: { type: 'boolean', default: false },
+    help: { type: 'boolean', short: 'h', default: false }
+  }
+  try {
+    const { values } = parseArgs({ options, allowNegative: true })
+    if (values.help) {
+      console.log(usage)
+      process.exit(0)
+    }
+    const only = new Set(values.only.split(','))
+    const unknown = [...only].find(kind => !kinds.includes(kind))
+    if (unknown !== undefined) throw new Error(`--only knows ${kinds.join(', ')}, not ${unknown}`)
+    const rounds = Number(values.rounds ?? (values.quick ? 2 : 5))
+    if (!Number.isInteger(rounds) || rounds < 1) throw new Error('--rounds takes a whole number from 1')
+    return { ...values, only, rounds, seconds: values.quick ? 1 : 2 }
+  } catch (error) {
+    console.error(`${error.message}\n${usage}`)
+    process.exit(2)
+  }
+}
+
+function wanted(one) {
+  if (flags.quick && one.name === 'json-10k') return false
+  return flags.only.has(one.stream ? 'sse' : 'json')
+}
+
+/** Static answers come from nginx where there is one, timed streams always from a Node process. */
+async function startUpstreams() {
+  const port = await freePort()
+  const child = start('upstream', node, [join(import.meta.dirname, 'upstream.mjs'), String(port)])
+  await ready(child, `http://127.0.0.1:${port}/health`)
+  const timed = one => `http://127.0.0.1:${port}/${one.name}/v1`
+  const binary = which('nginx')
+  if (binary === undefined) return { fixed: timed, timed, kind: 'Node' }
+  const nginxPort = await freePort()
+  const server = start('upstream', binary, nginx(scratch, nginxPort))
+  await ready(server, `http://127.0.0.1:${nginxPort}/health`)
+  return { fixed: one => `http://127.0.0.1:${nginxPort}/${one.name}/v1`, timed, kind: 'nginx' }
+}
+
+/** The variants of the bare relay among themselves: `raw-` ones send the body on as it came, the others make it anew. */
+function relays() {
+  const whole = ['raw-dispatch', 'dispatch', 'raw-text', 'text', 'raw-bytes', 'bytes', 'raw-stream', 'stream', 'send']
+  const streamed = ['dispatch', 'stream', 'send', 'web', 'pipeline']
+  return [
+    ...whole.map(name => ({ ...relay(`json-${name}`, name, name), stream: false })),
+    ...streamed.map(name => ({ ...relay(`sse-${name}`, name, 'raw-dispatch', name), stream: true }))
+  ]
+}
+
+function add(title, digits) {
+  const one = measure(title, digits)
+  measures.push(one)
+  return one
+}
+
+/** Starts everybody before the same upstream; whoever does not start or answers wrongly is out, with the reason. */
+async function lineUp(one, upstream, rows) {
+  const targets = []
+  for (const contender of who) {
+    if (flags.relays && contender.stream !== one.stream) continue
+    try {
+      const target = await launch(contender, upstream, scratch)
+      targets.push(target)
+      target.wire = await probe(target, one)
+    } catch (error) {
+      for (const row of rows) row.fail(contender.name, error)
+    }
+  }
+  return targets
+}
+
+/** Calls `work` for one contender after the other, round after round. */
+async function alternate(targets, rows, rounds, work) {
+  for (let round = 0; round < rounds; round++) {
+    for (const target of targets) {
+      const { name } = target.contender
+      if (rows.some(row => row.failures.has(name))) continue
+      try {
+        await work(target, round)
+      } catch (error) {
+        for (const row of rows) row.fail(name, error)
+      }
+    }
+  }
+}
+
+async function stopped(targets) {
+  for (const target of targets) await target.stop()
+}
+
+async function throughput(one) {
+  progress(one.title)
+  const rate = add(`${one.title}, requests/s`)
+  const cost = add(`${one.title}, CPU per request, µs`, 1)
+  const rows = [rate, cost]
+  const targets = await lineUp(one, upstreams.fixed(one), rows)
+  const busy = new Map(targets.map(({ contender }) => [contender.name, []]))
+  const options = target => ({ scratch, seconds: flags.seconds, wire: target.wire })
+  // Once unmeasured: the first second is the compiler's.
+  await alternate(targets, rows, 1, target => saturate(target, one, { ...options(target), seconds: 1 }))
+  await alternate(targets, rows, flags.rounds, async target => {
+    const { name } = target.contender
+    const result = await saturate(target, one, options(target))
+    rate.add(name, result.perSecond)
+    cost.add(name, result.cpu)
+    busy.get(name).push(result.busy)
+  })
+  for (const [name, values] of busy) {
+    const share = values.length > 0 ? median(values) : 1
+    if (share < 0.9) rate.note(name, `kept its core only ${Math.round(share * 100)} % busy`)
+  }
+  await stopped(targets)
+}
+
+/** Calls at a fixed rate; `rows` are what to take of a result, as difference to the upstream without anybody between. */
+async function added(one, upstream, rows) {
+  const targets = await lineUp(one, upstream, rows)
+  const straight = direct(upstream)
+  const options = { scratch, rate: 500, seconds: flags.quick ? 1 : 2, warm: 0.5 }
+  let own
+  const everyone = [straight, ...targets]
+  await alternate(everyone, rows, flags.quick ? 1 : Math.min(3, flags.rounds), async target => {
+    const result = await atRate(target, one, options)
+    if (target === straight) own = result
+    else for (const row of rows) row.add(target.contender.name, row.of(result) - row.of(own))
+  })
+  await stopped(targets)
+}
+
+async function latency(one) {
+  progress('latency')
+  const row = (title, of) => Object.assign(add(`${one.title}, 500/s, ${title}, ms`, 3), { of })
+  await added(one, upstreams.fixed(one), [
+    row('added p50', result => result.p50),
+    row('added p99', result => result.p99)
+  ])
+}
+
+async function firstByte(one) {
+  progress('time to first byte')
+  const row = (title, of) => Object.assign(add(`SSE, 500/s, ${title}, ms`, 3), { of })
+  const rows = [
+    row('added first byte p50', result => result.first50),
+    row('added first byte p99', result => result.first99)
+  ]
+  await added(one, upstreams.timed(one), rows)
+}
+
+async function chunks(count, interval) {
+  progress('CPU per chunk')
+  const one = paced(count, interval)
+  const row = add('SSE, CPU per chunk, µs', 1)
+  const targets = await lineUp(one, upstreams.timed(one), [row])
+  const options = { scratch, streams: 200, repeat: flags.quick ? 1 : 2, chunks: count }
+  await alternate(targets, [row], flags.quick ? 1 : 2, async target => {
+    row.add(target.contender.name, await perChunk(target, one, options))
+  })
+  await stopped(targets)
+}
+
+async function openStreams(streams) {
+  progress('memory')
+  const idle = add('resident memory idle, MB')
+  const open = add(`resident memory, ${streams.toLocaleString('en-US')} open streams, MB`)
+  const one = paced(6, 1_000)
+  for (const contender of who) {
+    let target
+    try {
+      target = await launch(contender, upstreams.timed(one), scratch)
+      const result = await memory(target, one, { scratch, streams })
+      idle.add(contender.name, result.idle)
+      open.add(contender.name, result.open)
+    } catch (error) {
+      idle.fail(contender.name, error)
+      open.fail(contender.name, error)
+    }
+    await target?.stop()
+  }
+}
+
+async function startUps() {
+  progress('start-up')
+  const row = add('start-up to ready, ms')
+  const upstream = upstreams.fixed(cases[0])
+  const targets = who.map(contender => ({ contender }))
+  await alternate(targets, [row], flags.quick ? 2 : 5, async ({ contender }) => {
+    row.add(contender.name, await startUp(contender, upstream, scratch))
+  })
+}
+
+function progress(what) {
+  if (process.stderr.isTTY)
+    process.stderr.write(`\r\x1b[K${Math.round((performance.now() - begun) / 1_000)} s: ${what} …`)
+}
+
+function report() {
+  if (process.stderr.isTTY) process.stderr.write('\r\x1b[K')
+  const base = who[0]
+  const other = who.find(({ name }) => name === 'portkey')
+  const pinned =
+    cores === null
+      ? 'not pinned'
+      : `contender on core ${cores.contender}, upstream on ${cores.upstream}, load on ${cores.load}`
+  console.log(
+    `${cpus()[0]?.model ?? 'unknown CPU'}; upstream ${upstreams.kind}; load ${wrk ? 'wrk' : 'autocannon'}; ${pinned}.`
+  )
+  console.log(
+    `${flags.rounds} alternating rounds of ${flags.seconds} s; ${Math.round((performance.now() - begun) / 1_000)} s in all.\n`
+  )
+  console.log(print(measures, who, base, other))
+  console.log('')
+}

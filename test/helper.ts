@@ -1,0 +1,35 @@
+import Fastify, { type FastifyInstance } from 'fastify'
+import OpenAI from 'openai'
+import type { Test } from 'tap'
+import modelGateway, { type ModelGatewayOptions, serverOptions } from '../app.ts'
+import { startUpstream } from './upstream.ts'
+
+/** A host with nothing but the gateway, built as server.ts builds it; closed after the test. */
+export async function build(t: Test, options: ModelGatewayOptions = {}): Promise<FastifyInstance> {
+  const app = Fastify(serverOptions({ bodyLimit: 10 * 1024 * 1024, trustProxy: false }))
+  t.teardown(() => app.close())
+  await app.register(modelGateway, options)
+  app.setNotFoundHandler((request, reply) => app.gateway.http.notFound(request, reply))
+  return app
+}
+
+/** Options for a gateway whose alias `test` is answered by `upstream`. */
+export function towards(upstream: { url: string }, options: ModelGatewayOptions = {}): ModelGatewayOptions {
+  return {
+    providers: { up: { type: 'openai-compatible', baseUrl: upstream.url, apiKeys: ['sk-upstream-secret'] } },
+    models: { test: { targets: [{ provider: 'up', model: 'upstream-model' }] } },
+    ...options
+  }
+}
+
+/** A scripted upstream, a gateway that listens in front of it, and the real SDK in front of that. */
+export async function stack(t: Test, options: ModelGatewayOptions = {}) {
+  const upstream = await startUpstream()
+  t.teardown(() => upstream.close())
+  const app = await build(t, towards(upstream, options))
+  const url = await app.listen({ host: '127.0.0.1', port: 0 })
+  const client = new OpenAI({ baseURL: `${url}/v1`, apiKey: 'not-needed', maxRetries: 0 })
+  return { upstream, app, url, client }
+}
+
+export const hello = { model: 'test', messages: [{ role: 'user' as const, content: 'Hello' }] }
