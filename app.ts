@@ -14,6 +14,7 @@ import sensible from './plugins/sensible.ts'
 import echo from './providers/echo.ts'
 import openaiCompatible from './providers/openai-compatible/index.ts'
 import { type Config, readConfig, type Settings } from './schemas/config.ts'
+import type { Log } from './schemas/gateway.ts'
 
 /** The configuration of docs/configuration.md, and where the gateway goes in its host. */
 export type ModelGatewayOptions = Config & {
@@ -28,6 +29,7 @@ export type ModelGatewayOptions = Config & {
 /** A server that has read its configuration already and has no hooks of its own. */
 export interface Standalone {
   settings: Settings
+  log: Log
   /** The admin token was made up, not set by anybody: it does not close anonymous access. */
   adminTokenGenerated: boolean
 }
@@ -38,7 +40,7 @@ async function gatewayApp(app: FastifyInstance, settings: Settings, standalone?:
   const origins = server.cors === false ? [] : server.cors.origin
 
   // the kernel, and what it routes to
-  await app.register(gateway, { shutdownGrace: server.shutdownGrace })
+  await app.register(gateway, { shutdownGrace: server.shutdownGrace, log: standalone?.log })
   await app.register(routing, settings)
   for (const [name, provider] of Object.entries(settings.providers)) {
     if (!provider.enabled) continue

@@ -5,8 +5,8 @@ import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { parseArgs } from 'node:util'
 import closeWithGrace from 'close-with-grace'
-import Fastify, { type FastifyInstance, type FastifyServerOptions } from 'fastify'
-import { destination } from 'pino'
+import Fastify, { type FastifyInstance } from 'fastify'
+import { destination, type Logger, pino } from 'pino'
 import modelGateway, { ConfigError, readConfig, serverOptions } from './app.ts'
 import type { Settings } from './schemas/config.ts'
 import { isLoopback } from './schemas/loopback.ts'
@@ -98,20 +98,24 @@ async function start(settings: Settings, notes: string[]): Promise<void> {
   const token = plugins.auth && plugins.auth.adminToken === undefined ? generateToken(terminal) : null
   if (token !== null && plugins.auth) plugins.auth.adminToken = token.value
 
-  const app = Fastify({ ...serverOptions(server), logger: await loggerFor(settings, terminal) })
-  await app.register(modelGateway, { standalone: { settings, adminTokenGenerated: token !== null } })
-  app.setNotFoundHandler((request, reply) => app.gateway.http.notFound(request, reply))
-
-  const grace = closeWithGrace({ delay: server.shutdownGrace + 5_000, logger: app.log }, async ({ signal, err }) => {
-    if (err) app.log.error({ err }, 'closing after an error that nobody caught')
-    else app.log.info({ signal }, 'closing')
+  const log = await loggerFor(settings, terminal)
+  // Fastify keeps a start time, two listeners and a logger for each request of a server that logs; our lines come from
+  // the gateway itself.
+  const app = Fastify({ ...serverOptions(server), logger: false })
+  const grace = closeWithGrace({ delay: server.shutdownGrace + 5_000, logger: log }, async ({ signal, err }) => {
+    if (err) log.error({ err }, 'closing after an error that nobody caught')
+    else log.info({ signal }, 'closing')
     // Who has not taken the end of an answer by then, or not sent the end of a request, is cut off.
     setTimeout(() => app.server.closeAllConnections(), server.shutdownGrace + 1_000)
     await app.close()
   })
+  await app.register(modelGateway, { standalone: { settings, log, adminTokenGenerated: token !== null } })
+  app.setNotFoundHandler((request, reply) => app.gateway.http.notFound(request, reply))
+
   try {
     const url = await app.listen({ host: server.host, port: server.port })
-    for (const note of notes) app.log.warn(note)
+    log.info({ url }, 'listening')
+    for (const note of notes) log.warn(note)
     const banner = await bannerFor(app, url, token)
     // Where stdout is not read by a person it carries log lines, one JSON object each, and nothing else.
     if (terminal) process.stdout.write(banner)
@@ -124,17 +128,17 @@ async function start(settings: Settings, notes: string[]): Promise<void> {
 }
 
 /** Pretty for a person, JSON lines for everybody else. */
-async function loggerFor({ log }: Settings, terminal: boolean): Promise<FastifyServerOptions['logger']> {
+async function loggerFor({ log }: Settings, terminal: boolean): Promise<Logger> {
   if (log.destination !== undefined) {
     openLog(log.destination)
-    return {
-      level: log.level,
-      stream: destination({ dest: log.destination, minLength: 4096, periodicFlush: 1_000, sync: false })
-    }
+    return pino(
+      { level: log.level },
+      destination({ dest: log.destination, minLength: 4096, periodicFlush: 1_000, sync: false })
+    )
   }
-  if (!terminal) return { level: log.level }
+  if (!terminal) return pino({ level: log.level })
   const { default: pretty } = await import('pino-pretty')
-  return { level: log.level, stream: pretty({ ignore: 'pid,hostname', translateTime: 'HH:MM:ss.l' }) }
+  return pino({ level: log.level }, pretty({ ignore: 'pid,hostname', translateTime: 'HH:MM:ss.l' }))
 }
 
 /** Finds out at the start, not with the first line, that a log cannot be written. */
@@ -160,7 +164,8 @@ function generateToken(terminal: boolean): { value: string; shown: string } {
 
 async function bannerFor(app: FastifyInstance, url: string, token: { shown: string } | null): Promise<string> {
   const models = (await app.gateway.models.list()).map(model => model.id)
-  const model = models[0] ?? 'provider/model'
+  const unlisted = `${app.gateway.providers.list()[0]?.name ?? 'provider'}/MODEL`
+  const model = models[0] ?? unlisted
   const key = '-H "Authorization: Bearer $GATEWAY_KEY" '
   const open = !(app.gateway.authenticate && isClosed(app))
   const body = JSON.stringify({ model, messages: [{ role: 'user', content: 'Hello, gateway' }] })
@@ -169,7 +174,7 @@ async function bannerFor(app: FastifyInstance, url: string, token: { shown: stri
     `  fastify-model-gateway is listening on ${url}`,
     '',
     `  OpenAI SDK    baseURL: ${url}/v1`,
-    `  models        ${models.slice(0, 8).join(', ') || 'none listed: name them provider/model'}${models.length > 8 ? ', …' : ''}`,
+    `  models        ${models.slice(0, 8).join(', ') || `none listed: name them ${unlisted}`}${models.length > 8 ? ', …' : ''}`,
     ...(token === null ? [] : [`  admin token   ${token.shown}`]),
     '',
     '  try it:',

@@ -3,7 +3,7 @@ import { mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { available, gateways } from './gateway.mjs'
 import { portkey } from './portkey.mjs'
-import { freePort, node, ready, start, stop } from './processes.mjs'
+import { freePort, node, ready, run, start, stop } from './processes.mjs'
 
 /** A relay with the variants of relay.mjs; without, with its defaults, the fastest. */
 export function relay(name, title, ...variants) {
@@ -20,7 +20,9 @@ export function relay(name, title, ...variants) {
 
 export function contenders(flags) {
   // undici's `dispatch` makes the fastest relay there is; `request` and `stream` are what most people would write.
-  const bare = flags['plain-relay'] ? relay('relay', 'plain relay', 'text', 'stream') : relay('relay', 'bare relay')
+  const bare = flags['plain-relay']
+    ? relay('relay', 'plain relay', 'raw-bytes', 'stream')
+    : relay('relay', 'bare relay')
   return [bare, ...(available ? gateways : []), ...(flags.portkey ? [portkey] : [])]
 }
 
@@ -52,11 +54,22 @@ let launches = 0
 
 async function spawn(contender, upstream, scratch) {
   const port = await freePort()
-  const directory = join(scratch, `${contender.name}-${launches++}`)
-  mkdirSync(directory)
-  const { args, cwd = directory, env } = contender.start({ port, upstream, directory })
+  const { args, cwd, env } = prepare(contender, port, upstream, scratch)
   const started = performance.now()
   return { child: start('contender', node, args, { cwd, env }), origin: `http://127.0.0.1:${port}`, started }
+}
+
+function prepare(contender, port, upstream, scratch) {
+  const directory = join(scratch, `${contender.name}-${launches++}`)
+  mkdirSync(directory)
+  return { cwd: directory, ...contender.start({ port, upstream, directory }) }
+}
+
+/** What this gateway's configuration asks for and its code does not do yet: a column must not promise it. */
+export async function missing(contender, scratch) {
+  const { args, cwd } = prepare(contender, 1, 'http://127.0.0.1:1/v1', scratch)
+  const output = await run('load', node, [...args, '--check'], 20_000, { cwd })
+  return [...output.matchAll(/^note: (\S+) .*not built yet/gm)].map(([, path]) => path)
 }
 
 /** The upstream itself, without anybody between. */

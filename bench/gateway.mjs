@@ -70,7 +70,12 @@ const on = {
       budget: { dailyLimitUsd: plenty / 1_000 },
       plugins: {
         rateLimit: { max: plenty, timeWindow: '60s' },
-        auth: { anonymousTenant: false, adminToken: 'bench-admin-token-0123456789' }
+        auth: { anonymousTenant: false, adminToken: 'bench-admin-token-0123456789' },
+        budgets: { unpriced: 'deny' },
+        ledger: { durability: 'process' },
+        structuredOutput: true,
+        metrics: true,
+        events: true
       }
     }),
   headers: () => ({ authorization: `Bearer ${key}` })
@@ -78,19 +83,20 @@ const on = {
 
 export const gateways = [off, on]
 
-function start({ port, upstream, directory }, more) {
+function start(options, more) {
+  const file = configure(options, more)
+  return { args: [server, '--config', file], cwd: options.directory }
+}
+
+function configure({ port, upstream, directory }, more) {
   const file = join(directory, 'gateway.json')
+  const target = { provider: 'up', model: 'bench-upstream', price: { input: 3, output: 15 } }
   const config = {
     server: { host: '127.0.0.1', port },
     providers: { up: { type: 'openai-compatible', baseUrl: upstream, apiKeys: ['bench'] } },
-    models: {
-      bench: {
-        targets: [{ provider: 'up', model: 'bench-upstream', price: { input: 3, output: 15 } }],
-        maxOutputTokens: 1_000
-      }
-    },
+    models: { bench: { targets: [target], maxOutputTokens: 1_000 } },
     ...more
   }
   writeFileSync(file, JSON.stringify(config))
-  return { args: [server, '--config', file], cwd: directory, check: [server, '--config', file, '--check'] }
+  return file
 }

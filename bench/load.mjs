@@ -85,7 +85,7 @@ function percentiles(values) {
   return { p50: sorted[Math.floor(sorted.length * 0.5)], p99: sorted[Math.floor(sorted.length * 0.99)] }
 }
 
-/** `streams` calls at a time, `repeat` times. Says OPEN on standard output when all of the first have begun. */
+/** `streams` calls at a time, `repeat` times. Says OPEN on standard output once all of them are open at once. */
 async function streams({ streams, repeat, length }) {
   const pool = new Pool(origin, { connections: streams })
   let open = 0
@@ -97,13 +97,14 @@ async function streams({ streams, repeat, length }) {
         const answer = await call(pool, length, () => {
           if (++open === streams) console.log('OPEN')
         })
+        open--
         if (answer.ok) continue
         failed++
         fault = answer.fault
       }
     })
   )
-  return { failed, fault, answered: streams * repeat - failed }
+  return { failed, fault }
 }
 
 /** As many calls as the contender takes, where there is no wrk. */

@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { probe } from './probe.mjs'
 import { accounted, cpu, node, resident, run, start, which } from './processes.mjs'
 
-export const wrk = which('wrk')
+export const wrk = process.argv.includes('--no-wrk') ? undefined : which('wrk')
 const script = join(import.meta.dirname, 'wrk.lua')
 const loader = join(import.meta.dirname, 'load.mjs')
 
@@ -83,6 +83,7 @@ export async function memory(target, one, { scratch, streams }) {
   if (code !== 0) throw new Error(`the load ended with ${code}: ${child.output.slice(-500)}`)
   const { failed, fault } = resultOf(child.output)
   if (failed > 0) throw new Error(`${failed} of ${streams} streams failed: ${fault}`)
+  if (!child.output.includes('OPEN')) throw new Error(`it never had ${streams} streams open at once`)
   return { idle, open }
 }
 

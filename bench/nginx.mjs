@@ -36,7 +36,7 @@ http {
   open_file_cache_valid 1h;
   output_buffers 1 64k;
   server {
-    listen 127.0.0.1:${port} backlog=4096 reuseport;
+    listen 127.0.0.1:${port} backlog=4096;
     location = /health { return 200 'ok'; }
     ${cases.map(one => location(directory, one)).join('\n    ')}
   }

@@ -11,6 +11,10 @@ export const node = existsSync(packaged)
   ? execFileSync(packaged, ['-p', 'process.execPath'], { encoding: 'utf8' }).trim()
   : process.execPath
 
+// No more of the environment than a process needs: a key or a port that lies about there must not reach a contender.
+const { PATH, HOME, TMPDIR } = process.env
+const inherited = Object.fromEntries(Object.entries({ PATH, HOME, TMPDIR }).filter(([, value]) => value !== undefined))
+
 const running = new Set()
 const guard = spawn(node, [join(import.meta.dirname, 'guard.mjs')], {
   stdio: ['pipe', 'ignore', 'ignore'],
@@ -51,7 +55,7 @@ export function start(role, command, args, options = {}) {
   const pinned = cores === null ? [command, ...args] : [taskset, '-c', String(cores[role]), command, ...args]
   const child = spawn(pinned[0], pinned.slice(1), {
     cwd: options.cwd,
-    env: { ...process.env, NODE_ENV: 'production', ...options.env },
+    env: { ...inherited, NODE_ENV: 'production', ...options.env },
     stdio: ['ignore', 'pipe', 'pipe']
   })
   child.output = ''

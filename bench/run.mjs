@@ -1,9 +1,11 @@
 // The whole bench; README.md says what it measures and how to read it.
+import { execFileSync } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
-import { cpus, tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { cpus, loadavg, tmpdir } from 'node:os'
+import { join, relative } from 'node:path'
 import { parseArgs } from 'node:util'
-import { direct, contenders as everybody, launch, relay, startUp } from './contenders.mjs'
+import { direct, contenders as everybody, launch, missing, relay, startUp } from './contenders.mjs'
+import { server } from './gateway.mjs'
 import { atRate, memory, perChunk, saturate, wrk } from './measure.mjs'
 import { nginx } from './nginx.mjs'
 import { cases, paced } from './payloads.mjs'
@@ -12,9 +14,21 @@ import { cores, freePort, node, ready, start, stopAll, which } from './processes
 import { measure, median, print } from './table.mjs'
 
 const kinds = ['json', 'sse', 'latency', 'chunks', 'memory', 'start']
-const usage = `node bench/run.mjs [--quick] [--rounds N] [--only ${kinds.join(',')}] [--no-portkey] [--plain-relay] [--relays]`
+const quickKinds = ['json', 'sse', 'latency', 'chunks']
+const usage = `node bench/run.mjs [options]
+
+  --quick          about a minute: fewer and shorter rounds, no JSON 10 KB, no memory, no start-up
+  --rounds N       rounds of the throughput rows (7; 2 with --quick)
+  --only A,B       of ${kinds.join(', ')}
+  --no-portkey     without Portkey's gateway
+  --plain-relay    a relay on undici's request and stream instead of the fastest one, on its dispatch
+  --relays         only the variants of the relay, beside each other
+  --no-nginx       the Node upstream, even where there is nginx
+  --no-wrk         autocannon, even where there is wrk
+`
 
 const flags = readFlags()
+const version = execFileSync(node, ['-p', 'process.versions.node'], { encoding: 'utf8' }).trim()
 const scratch = mkdtempSync(join(tmpdir(), 'gateway-bench-'))
 process.on('exit', () => {
   stopAll()
@@ -30,26 +44,31 @@ const upstreams = await startUpstreams()
 const who = flags.relays ? relays() : everybody(flags)
 const measures = []
 const begun = performance.now()
+const others = loadavg()[0]
 
 for (const one of cases.filter(wanted)) await throughput(one)
-if (flags.only.has('latency') && !flags.relays) {
-  await latency(cases.find(one => one.name === 'json-10k'))
-  await firstByte(paced(10, 10))
+if (!flags.relays) {
+  if (flags.only.has('latency')) {
+    await latency(cases.find(one => one.name === 'json-10k'))
+    await firstByte(paced(10, 10))
+  }
+  if (flags.only.has('chunks')) await chunks(100, 10)
+  if (flags.only.has('memory')) await openStreams(1_000)
+  if (flags.only.has('start')) await startUps()
 }
-if (flags.only.has('chunks') && !flags.relays) await chunks(100, 10)
-if (flags.only.has('memory') && !flags.relays) await openStreams(1_000)
-if (flags.only.has('start') && !flags.relays) await startUps()
-report()
+await report()
 process.exit(measures.some(one => one.failures.size > 0) ? 1 : 0)
 
 function readFlags() {
   const options = {
     quick: { type: 'boolean', default: false },
     rounds: { type: 'string' },
-    only: { type: 'string', default: kinds.join(',') },
+    only: { type: 'string' },
     portkey: { type: 'boolean', default: true },
     'plain-relay': { type: 'boolean', default: false },
     relays: { type: 'boolean', default: false },
+    nginx: { type: 'boolean', default: true },
+    wrk: { type: 'boolean', default: true },
     help: { type: 'boolean', short: 'h', default: false }
   }
   try {
@@ -58,12 +77,12 @@ function readFlags() {
       console.log(usage)
       process.exit(0)
     }
-    const only = new Set(values.only.split(','))
+    const only = new Set(values.only?.split(',') ?? (values.quick ? quickKinds : kinds))
     const unknown = [...only].find(kind => !kinds.includes(kind))
     if (unknown !== undefined) throw new Error(`--only knows ${kinds.join(', ')}, not ${unknown}`)
-    const rounds = Number(values.rounds ?? (values.quick ? 2 : 5))
+    const rounds = Number(values.rounds ?? (values.quick ? 2 : 7))
     if (!Number.isInteger(rounds) || rounds < 1) throw new Error('--rounds takes a whole number from 1')
-    return { ...values, only, rounds, seconds: values.quick ? 1 : 2 }
+    return { ...values, only, rounds }
   } catch (error) {
     console.error(`${error.message}\n${usage}`)
     process.exit(2)
@@ -81,7 +100,7 @@ async function startUpstreams() {
   const child = start('upstream', node, [join(import.meta.dirname, 'upstream.mjs'), String(port)])
   await ready(child, `http://127.0.0.1:${port}/health`)
   const timed = one => `http://127.0.0.1:${port}/${one.name}/v1`
-  const binary = which('nginx')
+  const binary = flags.nginx ? which('nginx') : undefined
   if (binary === undefined) return { fixed: timed, timed, kind: 'Node' }
   const nginxPort = await freePort()
   const server = start('upstream', binary, nginx(scratch, nginxPort))
@@ -107,18 +126,21 @@ function add(title, digits) {
 
 /** Starts everybody before the same upstream; whoever does not start or answers wrongly is out, with the reason. */
 async function lineUp(one, upstream, rows) {
-  const targets = []
-  for (const contender of who) {
-    if (flags.relays && contender.stream !== one.stream) continue
-    try {
-      const target = await launch(contender, upstream, scratch)
-      targets.push(target)
-      target.wire = await probe(target, one)
-    } catch (error) {
-      for (const row of rows) row.fail(contender.name, error)
-    }
-  }
-  return targets
+  const field = flags.relays ? who.filter(({ stream }) => stream === one.stream) : who
+  const targets = await Promise.all(
+    field.map(async contender => {
+      let target
+      try {
+        target = await launch(contender, upstream, scratch)
+        return { ...target, wire: await probe(target, one) }
+      } catch (error) {
+        for (const row of rows) row.fail(contender.name, error)
+        await target?.stop()
+        return null
+      }
+    })
+  )
+  return targets.filter(target => target !== null)
 }
 
 /** Calls `work` for one contender after the other, round after round. */
@@ -137,7 +159,7 @@ async function alternate(targets, rows, rounds, work) {
 }
 
 async function stopped(targets) {
-  for (const target of targets) await target.stop()
+  await Promise.all(targets.map(target => target.stop()))
 }
 
 async function throughput(one) {
@@ -147,9 +169,9 @@ async function throughput(one) {
   const rows = [rate, cost]
   const targets = await lineUp(one, upstreams.fixed(one), rows)
   const busy = new Map(targets.map(({ contender }) => [contender.name, []]))
-  const options = target => ({ scratch, seconds: flags.seconds, wire: target.wire })
+  const options = target => ({ scratch, seconds: 1, wire: target.wire })
   // Once unmeasured: the first second is the compiler's.
-  await alternate(targets, rows, 1, target => saturate(target, one, { ...options(target), seconds: 1 }))
+  await alternate(targets, rows, 1, target => saturate(target, one, options(target)))
   await alternate(targets, rows, flags.rounds, async target => {
     const { name } = target.contender
     const result = await saturate(target, one, options(target))
@@ -168,13 +190,16 @@ async function throughput(one) {
 async function added(one, upstream, rows) {
   const targets = await lineUp(one, upstream, rows)
   const straight = direct(upstream)
-  const options = { scratch, rate: 500, seconds: flags.quick ? 1 : 2, warm: 0.5 }
+  const options = { scratch, rate: 500, seconds: flags.quick ? 1 : 2, warm: 0.25 }
   let own
   const everyone = [straight, ...targets]
+  await alternate(everyone, rows, 1, target => atRate(target, one, { ...options, seconds: 1, warm: 0 }))
   await alternate(everyone, rows, flags.quick ? 1 : Math.min(3, flags.rounds), async target => {
     const result = await atRate(target, one, options)
     if (target === straight) own = result
     else for (const row of rows) row.add(target.contender.name, row.of(result) - row.of(own))
+    // Half of the calls waited this long: what is measured then is a queue.
+    if (result.p50 - own.p50 > 250) for (const row of rows) row.note(target.contender.name, 'cannot keep up with 500/s')
   })
   await stopped(targets)
 }
@@ -204,6 +229,7 @@ async function chunks(count, interval) {
   const row = add('SSE, CPU per chunk, µs', 1)
   const targets = await lineUp(one, upstreams.timed(one), [row])
   const options = { scratch, streams: 200, repeat: flags.quick ? 1 : 2, chunks: count }
+  await alternate(targets, [row], 1, target => perChunk(target, one, { ...options, repeat: 1 }))
   await alternate(targets, [row], flags.quick ? 1 : 2, async target => {
     row.add(target.contender.name, await perChunk(target, one, options))
   })
@@ -214,7 +240,7 @@ async function openStreams(streams) {
   progress('memory')
   const idle = add('resident memory idle, MB')
   const open = add(`resident memory, ${streams.toLocaleString('en-US')} open streams, MB`)
-  const one = paced(6, 1_000)
+  const one = paced(5, 1_000)
   for (const contender of who) {
     let target
     try {
@@ -245,20 +271,33 @@ function progress(what) {
     process.stderr.write(`\r\x1b[K${Math.round((performance.now() - begun) / 1_000)} s: ${what} …`)
 }
 
-function report() {
+async function report() {
   if (process.stderr.isTTY) process.stderr.write('\r\x1b[K')
   const base = who[0]
-  const other = who.find(({ name }) => name === 'portkey')
-  const pinned =
-    cores === null
-      ? 'not pinned'
-      : `contender on core ${cores.contender}, upstream on ${cores.upstream}, load on ${cores.load}`
+  const pinned = cores
+    ? `contender on core ${cores.contender}, upstream on ${cores.upstream}, load on ${cores.load}`
+    : 'nobody pinned to a core'
+  const took = Math.round((performance.now() - begun) / 1_000)
   console.log(
-    `${cpus()[0]?.model ?? 'unknown CPU'}; upstream ${upstreams.kind}; load ${wrk ? 'wrk' : 'autocannon'}; ${pinned}.`
+    `Node ${version}; ${cpus()[0]?.model ?? 'unknown CPU'}; upstream ${upstreams.kind}; load ${wrk ? 'wrk' : 'autocannon'};`
   )
+  console.log(`${pinned}; ${flags.rounds} alternating rounds of 1 s; ${took} s in all.`)
+  if (others > 0.5) {
+    console.log(
+      `The machine was not idle (load ${others.toFixed(1)} before the start): trust the CPU rows, not requests/s and times.`
+    )
+  }
+  for (const contender of who.filter(({ name }) => name === 'gateway' || name === 'governed')) {
+    const lacks = await missing(contender, scratch)
+    const without = lacks.length > 0 ? `, without what is not built yet: ${lacks.join(', ')}` : ''
+    console.log(`${contender.title}: ${relative(process.cwd(), server)}${without}.`)
+  }
   console.log(
-    `${flags.rounds} alternating rounds of ${flags.seconds} s; ${Math.round((performance.now() - begun) / 1_000)} s in all.\n`
+    `\n${print(
+      measures,
+      who,
+      base,
+      who.find(({ name }) => name === 'portkey')
+    )}\n`
   )
-  console.log(print(measures, who, base, other))
-  console.log('')
 }

@@ -55,6 +55,7 @@ export function print(measures, contenders, base, other) {
 function lines(one, contenders, base, other) {
   const width = other ? 7 : 6
   const present = contenders.filter(({ name }) => one.rounds.has(name) || one.failures.has(name))
+  const first = present.includes(base) ? base : present[0]
   return present.map(({ name, title }, i) => {
     const row = Array(width).fill('')
     row[0] = i === 0 ? one.title : ''
@@ -68,7 +69,7 @@ function lines(one, contenders, base, other) {
     const values = one.rounds.get(name)
     row[2] = number(median(values), one.digits)
     row[3] = `${number(Math.min(...values), one.digits)} to ${number(Math.max(...values), one.digits)}`
-    row[4] = ratio(one, name, base.name)
+    row[4] = ratio(one, name, first.name)
     if (other) row[5] = ratio(one, name, other.name)
     row[width - 1] = one.notes.get(name) ?? ''
     return row

@@ -1,4 +1,4 @@
-import { createHash, timingSafeEqual } from 'node:crypto'
+import { hash as digestOf, timingSafeEqual } from 'node:crypto'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import { InvalidApiKey, TenantMismatch, TenantNotFound } from '../schemas/errors.ts'
@@ -52,6 +52,8 @@ async function auth(app: FastifyInstance, options: AuthOptions): Promise<void> {
   }
   const origins = new Set(options.origins ?? [])
   let local: boolean | null = null
+  /** The Host that was found to be local last: nearly always the next one too. */
+  let lastLocalHost: string | null = null
 
   app.gateway.decorate('authenticate', credentials => {
     const secret = secretOf(credentials.headers)
@@ -81,9 +83,11 @@ async function auth(app: FastifyInstance, options: AuthOptions): Promise<void> {
   function refuseStrangers({ headers }: Credentials): void {
     local ??= app.server.listening ? app.addresses().every(isLocal) : null
     if (local === false) throw new InvalidApiKey(missing)
-    if (!isLoopbackHost(header(headers['host']))) {
+    const host = header(headers['host'])
+    if (host !== lastLocalHost && !isLoopbackHost(host)) {
       throw new InvalidApiKey(`${missing} Without one, only requests to localhost are served.`)
     }
+    lastLocalHost = host ?? null
     for (const name in headers) {
       if (name === 'forwarded' || name.startsWith('x-forwarded-')) {
         throw new InvalidApiKey(`${missing} Without one, requests that came through a proxy are not served.`)
@@ -105,7 +109,7 @@ const missing = 'Send an API key: Authorization: Bearer <key>.'
 
 /** A page of any origin may send text/plain without asking first, so it takes a key. */
 function refuseSimple({ headers }: Credentials): void {
-  if (header(headers['content-type'])?.startsWith('text/plain')) {
+  if (header(headers['content-type'])?.toLowerCase().startsWith('text/plain')) {
     throw new InvalidApiKey('Send application/json, or an API key: text/plain is not accepted without one.')
   }
 }
@@ -129,7 +133,7 @@ function header(value: string | string[] | undefined): string | undefined {
 }
 
 function hash(secret: string): Buffer {
-  return createHash('sha256').update(secret).digest()
+  return digestOf('sha256', secret, 'buffer')
 }
 
 export default fp(auth, { fastify: '5.x', name: 'auth', dependencies: ['gateway'] })

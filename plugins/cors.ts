@@ -1,5 +1,5 @@
-import fastifyCors from '@fastify/cors'
-import type { FastifyInstance } from 'fastify'
+import fastifyCors, { type FastifyCorsOptions } from '@fastify/cors'
+import type { FastifyInstance, RouteHandlerMethod, RouteShorthandOptions } from 'fastify'
 import fp from 'fastify-plugin'
 
 export interface CorsOptions {
@@ -32,15 +32,35 @@ const exposed = [
 /** @fastify/cors inside our scope. The requested headers are allowed as asked: SDKs add new ones with every release. */
 async function cors(app: FastifyInstance, options: CorsOptions): Promise<void> {
   if (app.hasRequestDecorator('corsPreflightEnabled')) {
-    app.log.warn("server.cors is left to the host: it has @fastify/cors, whose hooks reach the gateway's routes too")
+    app.gateway.log.warn(
+      {},
+      "server.cors is left to the host: it has @fastify/cors, whose hooks reach the gateway's routes too"
+    )
     return
   }
-  await app.register(fastifyCors, {
-    origin: options.origin.includes('*') ? true : [...options.origin],
-    credentials: options.credentials,
-    methods: ['GET', 'HEAD', 'POST', 'PUT', 'DELETE'],
-    exposedHeaders: exposed,
-    maxAge: 600
+  // It asks for OPTIONS of every path, which without a prefix would be the host's own; it gets those of our routes.
+  const modest: FastifyInstance = Object.create(app, {
+    options: {
+      value: (_everything: string, options: RouteShorthandOptions, answer: RouteHandlerMethod) => {
+        const answered = new Set<string>()
+        app.addHook('onRoute', function ({ method, url, routePath }) {
+          if (method === 'OPTIONS' || answered.has(url)) return
+          answered.add(url)
+          this.options(routePath, options, answer)
+        })
+      }
+    }
+  })
+  await new Promise<void>((resolve, reject) => {
+    const given: FastifyCorsOptions = {
+      origin: options.origin.includes('*') ? true : [...options.origin],
+      credentials: options.credentials,
+      methods: ['GET', 'HEAD', 'POST', 'PUT', 'DELETE'],
+      exposedHeaders: exposed,
+      strictPreflight: false,
+      maxAge: 600
+    }
+    fastifyCors(modest, given, error => (error ? reject(error) : resolve()))
   })
 }
 

@@ -32,6 +32,7 @@ function createEcho(name: string, shape: Shape): Provider {
     capabilities: { dialects: [], tools: false, images: false },
     models: async () => [{ id: 'echo', created: 0 }],
     async send({ request, signal, inference }: Attempt) {
+      signal.throwIfAborted()
       const said = speech(request, shape.words)
       const head = { id: `chatcmpl-${inference.id}`, created: 0, model: request.model ?? 'echo' }
       if (request.stream === true) return { stream: true, frames: stream(head, request, said, shape, signal) }

@@ -98,7 +98,8 @@ function take(bytes: Buffer): Read {
     if (!text.startsWith('data:', start) || !isLineEnd(text[at + terminator.length])) continue
     const event = eventAround(bytes, text, at)
     if (event?.data !== terminator) continue
-    const rest = event.start > 0 ? new EventFrames(bytes.subarray(0, event.start), text.slice(0, event.start)) : null
+    if (event.start === 0) return { frames: null, done: true }
+    const rest = new EventFrames(bytes.subarray(0, event.start), text.slice(0, event.start), true)
     return { frames: rest, done: true }
   }
   return { frames: new EventFrames(bytes, text), done: false }
@@ -140,13 +141,15 @@ const noFindings: Findings = { error: undefined, errorAt: -1, usage: null, usage
 export class EventFrames implements Frames {
   readonly raw: Buffer
   readonly dialect = 'openai'
+  readonly last: boolean
   #text: string
   #chunks: ChatCompletionChunk[] = []
   #events: Iterator<Event> | null = null
   #findings: Findings | null = null
 
-  constructor(raw: Buffer, text: string = raw.toString('latin1')) {
+  constructor(raw: Buffer, text: string = raw.toString('latin1'), last = false) {
     this.raw = raw
+    this.last = last
     this.#text = text
   }
 
@@ -197,7 +200,7 @@ export class EventFrames implements Frames {
     if (from === 0) return this
     if (from < this.raw.length) kept.push(this.raw.subarray(from))
     if (kept.length === 0) return null
-    return new EventFrames(kept.length === 1 ? kept[0]! : Buffer.concat(kept))
+    return new EventFrames(kept.length === 1 ? kept[0]! : Buffer.concat(kept), undefined, this.last)
   }
 
   *[Symbol.iterator](): Generator<ChatCompletionChunk> {

@@ -74,6 +74,8 @@ export function createUpstream(options: UpstreamOptions): Upstream {
     bodyTimeout: 0,
     keepAliveTimeout: 30_000,
     maxHeaderSize: 65_536,
+    // One call, one socket: an abort then ends exactly that call, and `connections` is what it says.
+    allowH2: false,
     connect: { timeout: slowestConnect }
   })
 
@@ -232,9 +234,15 @@ class Exchange implements Dispatcher.DispatchHandler, Reads {
   }
 
   #wait(deadline: 'connect' | 'headers' | 'firstToken' | 'idle'): void {
-    clearTimeout(this.#timer)
+    const after = this.#call.timeouts[deadline]
+    const same = this.#timer !== undefined && after === this.#call.timeouts[this.#deadline]
     this.#deadline = deadline
-    this.#timer = setTimeout(this.#expire, this.#call.timeouts[deadline])
+    if (same) {
+      this.#timer?.refresh()
+      return
+    }
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(this.#expire, after)
   }
 
   #timeout(): GatewayError {
@@ -333,9 +341,8 @@ export function vendorFault(
     return withRetry(rejected, headers)
   }
   if (status >= 401 && status <= 404) {
-    return new UpstreamError(`it refused this gateway with status ${status}. The operator has to look at it.`, {
-      cause
-    })
+    const message = `it refused this gateway with status ${status}. The operator has to look at it.`
+    return detail(new UpstreamError(message, { cause }), { headers: { 'x-should-retry': 'false' } })
   }
   const plain = status >= 300 && status < 500 ? `it answered with status ${status}.` : (words ?? `status ${status}.`)
   return new UpstreamError(plain, { cause })

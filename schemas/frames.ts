@@ -14,6 +14,8 @@ export interface Frames<C = ChatCompletionChunk> extends Iterable<C> {
   readonly usage: CompletionUsage | null
   /** True when these events bring something a model said, or its end. Parses up to the first such chunk. */
   readonly hasToken: boolean
+  /** True when the provider has said that nothing follows: a transport may write these with the end of its answer. */
+  readonly last: boolean
   /** True when there is anything but comments: what counts as a sign of life from a model. */
   readonly hasData: boolean
   /** The same events without those that only report usage, the others as the bytes they were; null when none is left. */
@@ -29,6 +31,7 @@ export function chunkFrames(chunks: readonly ChatCompletionChunk[]): Frames {
     usage: chunks.findLast(chunk => chunk.usage)?.usage ?? null,
     hasToken: chunks.some(isToken),
     hasData: chunks.length > 0,
+    last: false,
     withoutUsage() {
       const kept = chunks.filter(chunk => !isUsageOnly(chunk))
       if (kept.length === chunks.length) return this

@@ -156,6 +156,14 @@ export interface CallerOptions {
 /** What plugins and the host see: the kernel and whatever plugins have added, by declaration merging and `decorate`. */
 export interface Gateway extends Kernel {}
 
+/** What we need of a logger: pino's form, details first. */
+export interface Log {
+  error(details: object, message: string): void
+  warn(details: object, message: string): void
+  info(details: object, message: string): void
+  debug(details: object, message: string): void
+}
+
 /** The kernel by itself. */
 export interface Kernel {
   /** Puts a layer around every call. Refused once the instance is ready; an unknown stage throws. */
@@ -187,6 +195,8 @@ export interface Kernel {
   dependency(name: string, check: () => Readiness | Promise<Readiness>): void
   /** Asks every dependency. */
   readiness(): Promise<{ ok: boolean; checks: Record<string, Readiness> }>
+  /** Where this gateway logs. Lines name a request by its id; nothing secret is ever given to it. */
+  readonly log: Log
   /** A new id for a call. */
   newId(): string
   /** True from the moment the host began to close. */

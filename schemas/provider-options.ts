@@ -108,7 +108,7 @@ const Echo = closed({
 })
 
 /** Registered by a plugin of yours, under the name of this entry: gateway.providers.register(provider). */
-const Custom = closed({ type: Type.Literal('custom'), ...common })
+const Custom = closed({ type: Type.Literal('custom'), baseUrl: Type.Optional(BaseUrl), ...common })
 
 export const ProviderOptions = Type.Union([
   OpenAICompatible,

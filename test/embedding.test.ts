@@ -232,15 +232,24 @@ async function textOf(answer: Completed) {
   return text
 }
 
-t.test('a host that shapes its own answers and compiles its own schemas does not shape ours', async t => {
+t.test("a host's reply serializer is not ours", async t => {
   const app = Fastify()
   t.teardown(() => app.close())
   app.setReplySerializer(payload => JSON.stringify({ wrapped: payload }))
-  app.setValidatorCompiler(() => () => ({ error: new Error('the host accepts nothing') }))
-  app.setSerializerCompiler(() => data => JSON.stringify({ compiled: data }))
   app.get('/own', async () => ({ a: 1 }))
   await app.register(modelGateway, { ...quick, prefix: '/llm' })
   t.equal((await app.inject('/own')).body, '{"wrapped":{"a":1}}')
+  await gatewayWorks(t, app, '/llm')
+})
+
+t.test("a host's compilers are not ours", async t => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  app.setValidatorCompiler(() => () => ({ error: new Error('the host accepts nothing') }))
+  app.setSerializerCompiler(() => data => JSON.stringify({ compiled: data }))
+  app.get('/own/:n', { schema: { params: {}, response: { 200: {} } } }, async () => ({ a: 1 }))
+  await app.register(modelGateway, { ...quick, prefix: '/llm' })
+  t.equal((await app.inject('/own/1')).statusCode, 400)
   await gatewayWorks(t, app, '/llm')
 })
 
@@ -289,6 +298,34 @@ t.test(
     }
   }
 )
+
+t.test('without a prefix, preflights of other routes are not ours', async t => {
+  const origin = 'https://app.example'
+  const cross = { origin, 'access-control-request-method': 'POST', 'access-control-request-headers': 'authorization' }
+  for (const theirs of [false, true]) {
+    await t.test(theirs ? 'beside @fastify/cors' : 'alone', async t => {
+      const app = Fastify()
+      t.teardown(() => app.close())
+      await app.register(modelGateway, { ...quick, server: { cors: { origin: [origin] } } })
+      if (theirs) await app.register(fastifyCors, { origin: 'https://host.example' })
+      app.post('/own', async () => 'own')
+      for (const url of ['/v1/chat/completions', '/v1/models', '/v1/models/a/b', '/models', '/proxy/a/b', '/health']) {
+        const preflight = await app.inject({ method: 'OPTIONS', url, headers: cross })
+        t.equal(preflight.statusCode, 204, url)
+        t.equal(preflight.headers['access-control-allow-origin'], origin)
+      }
+      const preflight = await app.inject({ method: 'OPTIONS', url: '/own', headers: cross })
+      t.equal(preflight.statusCode, theirs ? 204 : 404)
+      t.equal(preflight.headers['access-control-allow-origin'], theirs ? 'https://host.example' : undefined)
+      const read = await app.inject({ url: '/v1/models', headers: { origin, host: 'localhost' } })
+      t.equal(read.statusCode, 200)
+      // Hooks of a host reach every route, also later ones: where it has CORS of its own, that decides.
+      t.equal(read.headers['access-control-allow-origin'], theirs ? 'https://host.example' : origin)
+      t.match(read.headers['access-control-expose-headers'], 'x-request-id')
+      await gatewayWorks(t, app, '')
+    })
+  }
+})
 
 t.test('names', async t => {
   t.test('one that is taken is refused in words', async t => {
@@ -601,7 +638,7 @@ t.test('picked one by one', async t => {
 })
 
 t.test('every plugin can be false, one at a time', async t => {
-  const names = [
+  const silent = [
     'helmet',
     'sensible',
     'rateLimit',
@@ -613,27 +650,54 @@ t.test('every plugin can be false, one at a time', async t => {
     'opa'
   ] as const
   const more = ['otel', 'metrics', 'events', 'signing', 'insights', 'realtime'] as const
-  for (const name of [...names, ...more]) {
+  const routes = {
+    chatCompletions: ['/v1/chat/completions', '/proxy/echo/echo'],
+    proxy: ['/proxy/echo/echo'],
+    models: ['/v1/models', '/models'],
+    health: ['/health', '/ready']
+  }
+  const all = [...silent, ...more, ...Object.keys(routes)]
+  const names = Object.keys((await import('../schemas/plugin-options.ts')).PluginOptions.properties)
+  t.same(names.sort(), [...all].sort(), 'these are all there are')
+  const start = async (t: Test, options: ModelGatewayOptions) => {
+    const app = Fastify()
+    t.teardown(() => app.close())
+    await app.register(modelGateway, { ...quick, prefix: '/llm', ...options })
+    return app
+  }
+
+  for (const name of [...silent, ...more]) {
+    await t.test(name, async t => gatewayWorks(t, await start(t, { plugins: { [name]: false } }), '/llm'))
+  }
+  await t.test('all of these', async t => {
+    const plugins = Object.fromEntries([...silent, ...more].map(name => [name, false]))
+    await gatewayWorks(t, await start(t, { plugins, server: { cors: false } }), '/llm')
+  })
+  for (const [name, gone] of Object.entries(routes)) {
     await t.test(name, async t => {
-      const app = Fastify()
-      t.teardown(() => app.close())
-      await app.register(modelGateway, { ...quick, prefix: '/llm', plugins: { [name]: false } })
-      await gatewayWorks(t, app, '/llm')
+      const app = await start(t, { plugins: { [name]: false } })
+      for (const path of Object.values(routes).flat()) {
+        const method = /chat|proxy/.test(path) ? 'POST' : 'GET'
+        const { statusCode } = await app.inject({
+          method,
+          url: `/llm${path}`,
+          ...(method === 'POST' && { payload: ask })
+        })
+        t.equal(statusCode, gone.includes(path) ? 404 : 200, path)
+      }
+      t.equal(contentOf(await app.gateway.complete(ask, app.gateway.caller())), 'one two three')
     })
   }
-  await t.test('all of them', async t => {
-    const app = Fastify()
-    t.teardown(() => app.close())
-    const plugins = Object.fromEntries([...names, ...more].map(name => [name, false]))
-    await app.register(modelGateway, { ...quick, prefix: '/llm', plugins, server: { cors: false } })
-    await gatewayWorks(t, app, '/llm')
+  await t.test('every one', async t => {
+    const app = await start(t, { plugins: Object.fromEntries(all.map(name => [name, false])) })
+    await app.ready()
+    t.equal(contentOf(await app.gateway.complete(ask, app.gateway.caller())), 'one two three')
+    t.equal((await app.inject('/llm/health')).json().error.code, 'resource_not_found')
   })
   await t.test('streaming', async t => {
-    const app = Fastify()
-    t.teardown(() => app.close())
-    await app.register(modelGateway, { ...quick, server: { sse: false } })
-    t.equal((await post(app, '/v1/chat/completions', ask)).statusCode, 200)
-    t.equal((await post(app, '/v1/chat/completions', { ...ask, stream: true })).json().error.param, 'stream')
+    const app = await start(t, { server: { sse: false } })
+    t.equal((await post(app, '/llm/v1/chat/completions', ask)).statusCode, 200)
+    t.equal((await post(app, '/llm/v1/chat/completions', { ...ask, stream: true })).json().error.param, 'stream')
   })
 })
 

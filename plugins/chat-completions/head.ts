@@ -23,7 +23,8 @@ export function writeHead(reply: FastifyReply, fixed: readonly string[], own: re
   const set = reply.getHeaders()
   for (const _name in set) {
     reply.headers(pairs(fixed)).headers(pairs(own))
-    for (const [name, value] of Object.entries(reply.getHeaders())) if (value !== undefined) reply.raw.setHeader(name, value)
+    for (const [name, value] of Object.entries(reply.getHeaders()))
+      if (value !== undefined) reply.raw.setHeader(name, value)
     reply.raw.writeHead(200)
     return
   }

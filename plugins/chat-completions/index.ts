@@ -44,7 +44,7 @@ async function chatCompletions(app: FastifyInstance, options: ChatCompletionsOpt
     const caller = gateway.http.caller(request, departure.signal, asked.tenant)
     const answering = gateway.complete(asked, caller)
     if (asked.stream === true && sse !== false) {
-      return sendStream(reply, answering, caller.id, gateway.http.fixed, sse)
+      return sendStream(reply, answering, caller.id, gateway, sse)
     }
     return sendWhole(reply, await answering, caller.id, gateway.http.fixed, direct)
   })
@@ -67,13 +67,19 @@ function sendWhole(
   direct: boolean
 ): FastifyReply {
   if (answer.stream) throw new Error('A layer answered a whole request with a stream.')
-  const body = answer.raw ?? Buffer.from(JSON.stringify(answer.body))
+  const body = bytesOf(answer.raw) ?? Buffer.from(JSON.stringify(answer.body))
   const head = headOf(answer.facts, id, 'application/json; charset=utf-8')
   if (!direct) return reply.headers(pairs(fixed)).headers(pairs(head)).send(body)
   head.push('content-length', String(body.length))
   writeHead(reply, fixed, head)
-  reply.raw.end(body)
+  // Node writes a short text together with the head in one piece, and two pieces with a vectored write.
+  if (body.length < 16_384) reply.raw.end(body.toString('latin1'), 'latin1')
+  else reply.raw.end(body)
   return reply
+}
+
+function bytesOf(raw: Uint8Array | null): Buffer | null {
+  return raw === null || Buffer.isBuffer(raw) ? raw : Buffer.from(raw.buffer, raw.byteOffset, raw.byteLength)
 }
 
 export default fp(chatCompletions, { fastify: '5.x', name: 'chat-completions', dependencies: ['http', 'routing'] })

@@ -2,7 +2,7 @@ import type { ServerResponse } from 'node:http'
 import type { FastifyReply } from 'fastify'
 import { errorBody, InternalError, isGatewayError } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
-import type { Completed, Facts } from '../../schemas/gateway.ts'
+import type { Completed, Facts, Gateway } from '../../schemas/gateway.ts'
 import { headOf, writeHead } from './head.ts'
 
 export interface SseOptions {
@@ -26,41 +26,57 @@ export async function sendStream(
   reply: FastifyReply,
   answering: Promise<Completed>,
   id: string,
-  fixed: readonly string[],
+  { http: { fixed }, log }: Gateway,
   options: SseOptions
 ): Promise<FastifyReply> {
   const response = reply.raw
   let open = false
   let heartbeat: NodeJS.Timeout | undefined
 
-  function start(facts: Facts | null): void {
+  /** `length` is known when everything there is to say is said at once. */
+  function start(facts: Facts | null, length?: number): void {
     open = true
-    writeHead(reply, fixed, headOf(facts, id, 'text/event-stream; charset=utf-8').concat(unbuffered))
-    heartbeat = setInterval(beat, options.heartbeat, response)
+    const head = headOf(facts, id, 'text/event-stream; charset=utf-8').concat(unbuffered)
+    if (length !== undefined) head.push('content-length', String(length))
+    writeHead(reply, fixed, head)
   }
 
   const silence = setTimeout(() => {
     start(null)
     beat(response)
+    heartbeat = setInterval(beat, options.heartbeat, response)
   }, options.headersAfter)
 
   try {
     const answer = await answering
     clearTimeout(silence)
     if (!answer.stream) throw new Error('A layer answered a stream request with a whole answer.')
-    if (!open) start(answer.facts)
-    for await (const frames of answer.frames) {
-      response.write(frames.raw ?? encode(frames))
-      heartbeat?.refresh()
+    const source = answer.frames[Symbol.asyncIterator]()
+    let waiting: Uint8Array | null = null
+    for (let read = await source.next(); !read.done; read = await source.next()) {
+      const bytes = bytesOf(read.value)
+      // The end is announced only when the call has settled, so what is said to be the last waits for it.
+      if (read.value.last && waiting === null) {
+        waiting = bytes
+        continue
+      }
+      if (!open) start(answer.facts)
+      if (waiting !== null) response.write(waiting)
+      waiting = null
+      response.write(bytes)
+      if (heartbeat === undefined) heartbeat = setInterval(beat, options.heartbeat, response)
+      else heartbeat.refresh()
       if (response.writableLength > highWater) await drained(response)
-      if (response.destroyed) break
+      if (response.destroyed) await source.return?.()
     }
+    if (!open) start(answer.facts, (waiting?.length ?? 0) + terminator.length)
+    if (waiting !== null) response.write(waiting)
     response.end(terminator)
   } catch (error) {
     clearTimeout(silence)
     if (!open) throw error
     const fault = isGatewayError(error) ? error : new InternalError({ cause: error })
-    if (fault.statusCode >= 500) reply.log.error({ err: error, requestId: id, code: fault.code }, fault.message)
+    if (fault.statusCode >= 500) log.error({ err: error, requestId: id, code: fault.code }, fault.message)
     if (!response.destroyed) response.end(`data: ${JSON.stringify(errorBody(fault))}\n\n`)
   } finally {
     clearInterval(heartbeat)
@@ -87,8 +103,9 @@ function drained(response: ServerResponse): Promise<void> {
   })
 }
 
-function encode(frames: Frames): string {
+function bytesOf(frames: Frames): Uint8Array {
+  if (frames.raw !== null) return frames.raw
   let text = ''
   for (const chunk of frames) text += `data: ${JSON.stringify(chunk)}\n\n`
-  return text
+  return Buffer.from(text)
 }

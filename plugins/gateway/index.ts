@@ -14,6 +14,7 @@ import {
   type Gateway,
   type Kernel,
   type Layer,
+  type Log,
   type Readiness,
   type Router,
   type Stage,
@@ -32,6 +33,8 @@ declare module 'fastify' {
 export interface GatewayOptions {
   /** Milliseconds that running calls get to finish once the host closes. Default 10,000. */
   shutdownGrace?: number
+  /** Default: the host's logger. */
+  log?: Log
 }
 
 const noBooks: LedgerEntry = Object.freeze({ settle() {}, fail() {} })
@@ -42,14 +45,14 @@ const noBooks: LedgerEntry = Object.freeze({ settle() {}, fail() {} })
  */
 async function gatewayPlugin(app: FastifyInstance, options: GatewayOptions): Promise<void> {
   if (Object.hasOwn(app, 'gateway')) throw new Error('The plugin gateway is registered twice in one scope.')
-  const { kernel, seal, drain } = createKernel(app.log)
+  const { kernel, seal, drain } = createKernel(options.log ?? app.log)
   // Not `decorate`: a second gateway in one host inherits the first one's name and has to be able to shadow it.
   Object.defineProperty(app, 'gateway', { value: kernel, enumerable: true })
   app.addHook('onReady', async () => seal())
   app.addHook('preClose', () => drain(options.shutdownGrace ?? 10_000))
 }
 
-function createKernel(log: FastifyInstance['log']) {
+function createKernel(log: Log) {
   const layers = new Map<Stage, Layer[]>(stages.map(stage => [stage, []]))
   const attemptLayers: AttemptLayer[] = []
   const dependencies = new Map<string, () => Readiness | Promise<Readiness>>()
@@ -101,6 +104,7 @@ function createKernel(log: FastifyInstance['log']) {
       dependencies.set(name, check)
     },
     readiness,
+    log,
     newId,
     get closing() {
       return closing

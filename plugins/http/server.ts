@@ -11,6 +11,9 @@ import {
 import { detail, errorBody, InvalidRequest } from '../../schemas/errors.ts'
 import { toGatewayError } from './errors.ts'
 
+/** A request line above this is what made the headers too large, whatever else they hold. Node allows 16 KiB in all. */
+const longestUrl = 8_192
+
 /** What a server of our own is built with; an embedder who wants faults below HTTP in our form too may use it. */
 export function serverOptions(options: {
   bodyLimit: number
@@ -22,8 +25,6 @@ export function serverOptions(options: {
     // The kernel refuses new work itself while it closes, in OpenAI's form.
     return503OnClosing: false,
     logController: new LogController({ disableRequestLogging: true }),
-    // Our log lines name the request themselves; a logger for each request costs more than the kernel.
-    childLoggerFactory: logger => logger,
     // How long a client may take to send a request, in milliseconds.
     requestTimeout: 120_000,
     routerOptions: { maxParamLength: 1024 },
@@ -58,8 +59,14 @@ function describe(error: ConnectionError): { statusCode: number; message: string
   if (error.code === 'ERR_HTTP_REQUEST_TIMEOUT')
     return { statusCode: 408, message: 'The request took too long to arrive.' }
   if (error.code !== 'HPE_HEADER_OVERFLOW') return { statusCode: 400, message: 'This is not an HTTP request.' }
-  // Node counts the URL among the headers; a packet without a line end is all URL.
+  // Node counts the URL among the headers. What it was reading shows the start of the request, or the middle of a line.
   const packet: unknown = error.rawPacket
-  if (Buffer.isBuffer(packet) && !packet.includes('\n')) return { statusCode: 414, message: 'The URL is too long.' }
+  if (Buffer.isBuffer(packet) && startsWithLongUrl(packet)) return { statusCode: 414, message: 'The URL is too long.' }
   return { statusCode: 431, message: 'The headers of this request are too large.' }
+}
+
+function startsWithLongUrl(packet: Buffer): boolean {
+  if (!/^[A-Z]+ \//.test(packet.toString('latin1', 0, 32))) return false
+  const end = packet.indexOf('\n')
+  return end === -1 || end > longestUrl
 }

@@ -2,7 +2,7 @@ import { type ChatRequest, type CompletionUsage, ownFields } from '../../schemas
 import { isGatewayError, UpstreamError } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
 import type { Answer, Dispatch, Gateway, Inference, Target } from '../../schemas/gateway.ts'
-import type { Attempt } from '../../schemas/provider.ts'
+import type { Attempt, LedgerEntry } from '../../schemas/provider.ts'
 import { usageOf } from '../../schemas/usage.ts'
 
 /** What a stream has said of itself so far. */
@@ -22,7 +22,8 @@ export function createDispatch(gateway: Gateway, random: () => number): Dispatch
       inference.signal.throwIfAborted()
       let attempt: Attempt
       try {
-        attempt = await mint(gateway, inference, target)
+        const entry = gateway.open(inference, target)
+        attempt = mint(inference, target, entry instanceof Promise ? await entry : entry)
       } catch (refusal) {
         throw failure ?? refusal
       }
@@ -31,23 +32,22 @@ export function createDispatch(gateway: Gateway, random: () => number): Dispatch
       try {
         answer = await gateway.send(attempt)
         if (answer.stream) return { stream: true, frames: await untilToken(attempt, answer.frames, heard) }
+        const whole = answer
+        // Whoever keeps books reads the usage now, and finds out here that an answer is no JSON after all.
+        attempt.entry.settle(() => usageOf(whole.body.usage))
+        return answer
       } catch (error) {
         attempt.entry.fail(error, () => usageOf(heard.usage))
         if (!isWorthAnother(attempt, error)) throw error
         failure = error
-        continue
       }
-      const whole = answer
-      attempt.entry.settle(() => usageOf(whole.body.usage))
-      return answer
     }
     throw failure
   }
 }
 
 /** The only place where an attempt comes to be, together with its ledger line. */
-async function mint(gateway: Gateway, inference: Inference, target: Target): Promise<Attempt> {
-  const entry = await gateway.open(inference, target)
+function mint(inference: Inference, target: Target, entry: LedgerEntry): Attempt {
   inference.facts.target = target
   inference.facts.attempts++
   return {
@@ -104,6 +104,9 @@ function isWorthAnother(attempt: Attempt, error: unknown): boolean {
   return isGatewayError(error) && (error.statusCode === 429 || error.statusCode >= 500)
 }
 
+/** What a stream may say before its first token, in bytes; above it the stream is handed on as it is. */
+const mostBeforeToken = 1_048_576
+
 /** Reads up to the first token and hands the stream on with what was read; fails while another target can still answer. */
 async function untilToken(
   attempt: Attempt,
@@ -113,6 +116,7 @@ async function untilToken(
   const { inference } = attempt
   const source = frames[Symbol.asyncIterator]()
   const head: Frames[] = []
+  let size = 0
   for (;;) {
     const read = await source.next()
     if (read.done) {
@@ -120,8 +124,11 @@ async function untilToken(
       throw new UpstreamError('its stream ended before the first token.')
     }
     hear(heard, read.value)
+    // Comments are only to keep this connection open; without a token there is nothing to keep for anybody.
+    if (read.value.hasData) size += read.value.raw?.length ?? 0
+    else continue
     head.push(read.value)
-    if (read.value.hasToken) break
+    if (read.value.hasToken || size > mostBeforeToken) break
   }
   inference.facts.firstToken = performance.now() - inference.started
   return resume(head, source, attempt, heard)

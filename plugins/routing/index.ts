@@ -62,7 +62,7 @@ async function routingPlugin(app: FastifyInstance, options: RoutingOptions): Pro
     list: () => [...registered.values()]
   })
 
-  const models = createModels(options, registered, app.log)
+  const models = createModels(options, registered, gateway.log)
   gateway.decorate('models', models)
   gateway.routeWith({ resolve: models.resolve, dispatch: createDispatch(gateway, options.random ?? Math.random) })
   app.addHook('onReady', async () => {

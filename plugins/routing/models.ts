@@ -1,7 +1,6 @@
-import type { FastifyBaseLogger } from 'fastify'
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { detail, InvalidRequest, ModelNotFound, UpstreamError } from '../../schemas/errors.ts'
-import type { Route, Target } from '../../schemas/gateway.ts'
+import type { Log, Route, Target } from '../../schemas/gateway.ts'
 import type { Provider } from '../../schemas/provider.ts'
 import { defaultTimeouts, type ModelOptions, type RoutingOptions } from './index.ts'
 
@@ -30,7 +29,7 @@ const printable = /^[\x21-\x7e]+$/
 export function createModels(
   options: RoutingOptions,
   providers: ReadonlyMap<string, Provider>,
-  log: FastifyBaseLogger
+  log: Log
 ): Models & { compile(): void } {
   const routes = new Map<string, Route>()
   const tasks = new Map(Object.entries(options.tasks ?? {}))

@@ -1,3 +1,4 @@
+import { getEventListeners } from 'node:events'
 import { mock } from 'node:test'
 import Fastify from 'fastify'
 import t from 'tap'
@@ -32,6 +33,12 @@ import {
   usageChunk,
   watched
 } from './kernel.ts'
+
+/** Time stands still. Before the first call: a timer belongs to the clock that it was set by. */
+function clock(t: { teardown(fn: () => void): void }): void {
+  mock.timers.enable({ apis: ['setTimeout'] })
+  t.teardown(() => mock.timers.reset())
+}
 
 const passOn: Layer = (inference, next) => next(inference)
 
@@ -793,11 +800,6 @@ t.test('the total deadline', async t => {
     models: { test: { targets: [{ provider: 'up', model: 'm' }], timeouts: { total: milliseconds } } }
   })
 
-  function clock(t: { teardown(fn: () => void): void }): void {
-    mock.timers.enable({ apis: ['setTimeout'] })
-    t.teardown(() => mock.timers.reset())
-  }
-
   t.test('of the route ends a call that waits for its provider', async t => {
     const up = scripted('up', silent)
     const { app, gateway, outcomes } = await watched(t, { providers: [up], routing: total(5_000) })
@@ -1141,30 +1143,34 @@ t.test('facts', async t => {
   })
 })
 
-t.test('many calls with the signal of the gateway itself cause no warning', async t => {
-  const up = scripted('up', attempt => feed(chunkFrames([chunk('x')])).send(attempt))
-  const { app, gateway } = await watched(t, { providers: [up] })
-  const warnings: Error[] = []
-  const listen = (warning: Error) => warnings.push(warning)
-  process.on('warning', listen)
-  t.teardown(() => process.off('warning', listen))
-  const { signal } = gateway.caller()
-  const callers = Array.from({ length: 200 }, () => gateway.caller())
-  t.ok(callers.every(caller => caller.signal === signal))
-  const { promise, open } = gate()
-  const answers = callers.map(async caller => {
-    const answer = await gateway.complete(askStream, caller)
-    await promise
-    await reader(answer).return()
+for (const [whose, signal] of [
+  ['of the gateway itself', undefined],
+  ['that they share', new AbortController().signal]
+] as const) {
+  t.test(`200 calls at once with a signal ${whose} cause no warning and leave nothing`, async t => {
+    const up = scripted('up', attempt => feed(chunkFrames([chunk('x')])).send(attempt))
+    const { app, gateway } = await watched(t, { providers: [up] })
+    const warnings: Error[] = []
+    const listen = (warning: Error) => warnings.push(warning)
+    process.on('warning', listen)
+    t.teardown(() => process.off('warning', listen))
+    const { promise, open } = gate()
+    const callers = Array.from({ length: 200 }, () => gateway.caller({ signal }))
+    const answers = callers.map(async caller => {
+      const answer = await gateway.complete(askStream, caller)
+      await promise
+      await reader(answer).return()
+    })
+    await turn()
+    t.equal(gateway.running, 200)
+    open()
+    await Promise.all(answers)
+    await turn()
+    t.strictSame(warnings, [])
+    t.ok(callers.every(caller => getEventListeners(caller.signal, 'abort').length === 0))
+    nothingLeft(t, app)
   })
-  await turn()
-  t.equal(gateway.running, 200)
-  open()
-  await Promise.all(answers)
-  await turn()
-  t.strictSame(warnings, [])
-  nothingLeft(t, app, signal)
-})
+}
 
 t.test('closing', async t => {
   t.test('refuses new work at once and waits for what runs', async t => {
@@ -1209,12 +1215,11 @@ t.test('closing', async t => {
   t.test('aborts what is left after the grace', async t => {
     const up = scripted('up', silent, feed(chunkFrames([chunk('x')])).send)
     const { app, gateway, outcomes } = await watched(t, { providers: [up], shutdownGrace: 3_000 })
+    clock(t)
     const answering = rejection(gateway.complete(ask, gateway.caller()))
     const frames = reader(await gateway.complete(askStream, gateway.caller()))
     await frames.next()
     const reading = rejection(frames.next())
-    mock.timers.enable({ apis: ['setTimeout'] })
-    t.teardown(() => mock.timers.reset())
     const closing = app.close()
     await turn()
     mock.timers.tick(2_999)
@@ -1237,10 +1242,9 @@ t.test('closing', async t => {
       return next(inference)
     })
     await app.ready()
+    clock(t)
     let told = false
     const answering = rejection(app.gateway.complete(ask, app.gateway.caller())).then(() => (told = true))
-    mock.timers.enable({ apis: ['setTimeout'] })
-    t.teardown(() => mock.timers.reset())
     let closed = false
     const closing = app.close().then(() => (closed = true))
     await turn()

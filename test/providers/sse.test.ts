@@ -49,7 +49,8 @@ for (const [name, end] of Object.entries({ LF: '\n', CRLF: '\r\n', CR: '\r' })) 
 }
 
 t.test('line ends may be mixed within one stream', async t => {
-  const text = 'data: {"choices":[]}\r\n\ndata: {"choices":[]}\n\r\ndata: {"choices":[]}\r\r\ndata: {"choices":[]}\r\n\r'
+  const text =
+    'data: {"choices":[]}\r\n\ndata: {"choices":[]}\n\r\ndata: {"choices":[]}\r\r\ndata: {"choices":[]}\r\n\r'
   for (const cut of ['none', 'byte'] as const) {
     const got = readAll(pieces(Buffer.from(text), cut))
     t.equal(got.chunks.length, 4, cut)
@@ -65,7 +66,10 @@ t.test('a CR at the end of a read is not taken for a line end until its LF could
 
 t.test('only whole events are handed on', async t => {
   const reader = eventReader(limit)
-  t.equal(reader.read(Buffer.from('data: {"choices":[]}\n\ndata: {"cho')).frames?.raw.toString(), 'data: {"choices":[]}\n\n')
+  t.equal(
+    reader.read(Buffer.from('data: {"choices":[]}\n\ndata: {"cho')).frames?.raw.toString(),
+    'data: {"choices":[]}\n\n'
+  )
   t.equal(reader.read(Buffer.from('ices":')).frames, null)
   t.equal(reader.read(Buffer.from('[]}\n\n')).frames?.raw.toString(), 'data: {"choices":[]}\n\n')
   t.equal(reader.end().frames, null)
@@ -179,7 +183,15 @@ t.test('a terminator among other data is none', async t => {
   t.equal(got.text, text)
 })
 
-for (const line of ['data: [DONE] ', 'data:  [DONE]', 'data: [DONE].', 'data: "[DONE]"', ': data: [DONE]', 'xdata: [DONE]', '[DONE]']) {
+for (const line of [
+  'data: [DONE] ',
+  'data:  [DONE]',
+  'data: [DONE].',
+  'data: "[DONE]"',
+  ': data: [DONE]',
+  'xdata: [DONE]',
+  '[DONE]'
+]) {
   t.test(`${JSON.stringify(line)} is not the terminator`, async t => {
     const got = readAll([Buffer.from(`${line}\n\n`)])
     t.notOk(got.done)
@@ -195,8 +207,17 @@ t.test('content that speaks of [DONE] does not end the stream', async t => {
 })
 
 t.test('content that speaks of usage, errors and finish reasons is content', async t => {
-  const words = ['"usage": {"prompt_tokens": 1}', '{"error":{"message":"no"}}', '"finish_reason":"stop"', '"error": "x"']
-  const frames = only(chunks(words, { finish_reason: null }).map(chunk => event(chunk)).join(''))
+  const words = [
+    '"usage": {"prompt_tokens": 1}',
+    '{"error":{"message":"no"}}',
+    '"finish_reason":"stop"',
+    '"error": "x"'
+  ]
+  const frames = only(
+    chunks(words, { finish_reason: null })
+      .map(chunk => event(chunk))
+      .join('')
+  )
   t.equal(frames.error, undefined)
   t.equal(frames.usage, null)
   t.equal(frames.finished, false)
@@ -241,7 +262,9 @@ t.test('finished sees one choice of several, also before a later null', async t 
 })
 
 t.test('usage is the last one reported', async t => {
-  const frames = only(event({ choices: [{ delta: {} }], usage: { ...usage, completion_tokens: 1 } }) + event({ choices: [], usage }))
+  const frames = only(
+    event({ choices: [{ delta: {} }], usage: { ...usage, completion_tokens: 1 } }) + event({ choices: [], usage })
+  )
   t.same(frames.usage, usage)
 })
 
@@ -284,7 +307,12 @@ t.test('null, false, empty and missing errors are none', async t => {
 })
 
 t.test('a role, an empty delta and a bare usage are no tokens; anything said and an end are', async t => {
-  const silent = [{ role: 'assistant', content: '' }, {}, { content: null, refusal: null }, { content: '', tool_calls: [] }]
+  const silent = [
+    { role: 'assistant', content: '' },
+    {},
+    { content: null, refusal: null },
+    { content: '', tool_calls: [] }
+  ]
   for (const delta of silent) t.notOk(only(event({ choices: [{ index: 0, delta, finish_reason: null }] })).hasToken)
   t.notOk(only(event({ choices: [], usage })).hasToken)
   t.notOk(only(event({ choices: [{ index: 0 }] })).hasToken)
@@ -300,7 +328,10 @@ t.test('hasData looks past comments', async t => {
 })
 
 t.test('without usage the events that only report it are gone and the others are the bytes they were', async t => {
-  const [first, last] = [`: hi\r\n\r\n${event(said[1], '\r\n')}`, 'data:{"choices" : [{"delta":{},"finish_reason":"stop"}]}\n\n']
+  const [first, last] = [
+    `: hi\r\n\r\n${event(said[1], '\r\n')}`,
+    'data:{"choices" : [{"delta":{},"finish_reason":"stop"}]}\n\n'
+  ]
   const frames = only(`${first}${event({ choices: [], usage })}${last}${event({ choices: [], usage })}`)
   t.equal(Buffer.from(frames.withoutUsage()!.raw!).toString(), first + last)
   t.same(frames.usage, usage)
@@ -369,7 +400,8 @@ function isSame(ours: Buffer, slow: Buffer): boolean {
 /** What a consumer makes of the reads: everything up to the first error. */
 function summary(cuts: Uint8Array[]) {
   const { frames, done } = readAll(cuts)
-  const [raw, kept]: Buffer[][] = [[], []]
+  const raw: Buffer[] = []
+  const kept: Buffer[] = []
   const all: ChatCompletionChunk[] = []
   let last: CompletionUsage | null = null
   let error: unknown
@@ -409,4 +441,3 @@ t.test('the fault of an event that is too large is a fault of the provider', asy
     t.ok(isGatewayError(error))
   }
 })
-

@@ -4,7 +4,17 @@ import type { ChatCompletionChunk, CompletionUsage } from '../../schemas/chat.ts
 
 type Random = () => number
 
-const words = ['Hello', 'Zürich', '東京', '🙂', '[DONE]', 'data: [DONE]', '\n\ndata: [DONE]\n\n', '"usage":{}', '\\"error\\":1']
+const words = [
+  'Hello',
+  'Zürich',
+  '東京',
+  '🙂',
+  '[DONE]',
+  'data: [DONE]',
+  '\n\ndata: [DONE]\n\n',
+  '"usage":{}',
+  '\\"error\\":1'
+]
 const usage = { prompt_tokens: 9, completion_tokens: 5, total_tokens: 14 }
 
 function pick<T>(random: Random, all: readonly T[]): T {
@@ -16,15 +26,20 @@ const parts = {
   role: () => chunk({ role: 'assistant', content: '' }),
   text: (random: Random) => chunk({ content: pick(random, words) }),
   more: (random: Random) => chunk({ content: pick(random, words).repeat(20) }),
-  tool: (random: Random) => chunk({ tool_calls: [{ index: 0, function: { arguments: `{"a":"${pick(random, ['x', '\\"'])}` } }] }),
+  tool: (random: Random) =>
+    chunk({ tool_calls: [{ index: 0, function: { arguments: `{"a":"${pick(random, ['x', '\\"'])}` } }] }),
   nullUsage: (random: Random) => ({ ...chunk({ content: pick(random, words) }), usage: null }),
-  continuous: (random: Random) => ({ ...chunk({ content: pick(random, words) }), usage: { ...usage, total_tokens: 15 } }),
+  continuous: (random: Random) => ({
+    ...chunk({ content: pick(random, words) }),
+    usage: { ...usage, total_tokens: 15 }
+  }),
   finish: (random: Random) => chunk({}, pick(random, ['stop', 'length', ''])),
   usage: () => ({ choices: [], usage }),
   azure: () => ({ choices: [], prompt_filter_results: [{ error: null }] }),
   nested: () => ({ choices: [{ index: 0, delta: { content: 'x' } }], x_groq: { usage } }),
   foreign: (random: Random) => pick<unknown>(random, [{}, [], null, 1, 'text', { usage: 5 }, { choices: [1] }]),
-  garbage: (random: Random) => new Text(pick(random, ['', '{', '{"choices":[', 'ping', '[DONE] ', '[DON', '"usage": {']))
+  garbage: (random: Random) =>
+    new Text(pick(random, ['', '{', '{"choices":[', 'ping', '[DONE] ', '[DON', '"usage": {']))
 }
 
 class Text {
@@ -47,13 +62,15 @@ export function randomStream(random: Random): Buffer {
     if (random() < 0.1) text += `: ping${end()}`
     if (random() < 0.05) text += end()
     if (random() < 0.1) text += `${pick(random, ['id: 1', 'event: x', 'retry: 5', 'id', ':'])}${end()}`
-    if (random() < 0.04) text += dataLines(random, { ...chunk({}), error: pick<unknown>(random, ['no', { code: 429 }]) }, end)
+    if (random() < 0.04)
+      text += dataLines(random, { ...chunk({}), error: pick<unknown>(random, ['no', { code: 429 }]) }, end)
     else if (random() < 0.9) text += dataLines(random, pick(random, Object.values(parts))(random), end)
     // A CR and a LF would be one line end, and no blank line.
     const blank = end()
     text += text.endsWith('\r') && blank === '\n' ? '\r' : blank
   }
-  if (random() < 0.5) text += `data:${pick(random, ['', ' '])}[DONE]${end()}${end()}${pick(random, ['', 'data: late\n\n'])}`
+  if (random() < 0.5)
+    text += `data:${pick(random, ['', ' '])}[DONE]${end()}${end()}${pick(random, ['', 'data: late\n\n'])}`
   const bytes = Buffer.from(text)
   return random() < 0.3 ? bytes.subarray(0, Math.floor(random() * bytes.length)) : bytes
 }
@@ -114,7 +131,9 @@ export function reference(input: Buffer): Reference {
     if (typeof value.usage === 'object' && value.usage !== null) found.usage = value.usage
     for (const choice of value.choices) {
       if (choice.finish_reason) found.finished = true
-      const said = Object.entries(choice.delta ?? {}).some(([key, part]) => key !== 'role' && part !== null && part !== '')
+      const said = Object.entries(choice.delta ?? {}).some(
+        ([key, part]) => key !== 'role' && part !== null && part !== ''
+      )
       if (choice.finish_reason || said) found.hasToken = true
     }
   }

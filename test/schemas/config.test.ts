@@ -47,10 +47,10 @@ t.test('an empty configuration has every default', async t => {
     },
     plugins: {
       chatCompletions: {},
-    proxy: {},
-    models: {},
-    health: {},
-    helmet: {},
+      proxy: {},
+      models: {},
+      health: {},
+      helmet: {},
       sensible: {},
       rateLimit: { max: 600, timeWindow: 60_000 },
       auth: { anonymousTenant: 'auto', jwt: false },
@@ -284,8 +284,15 @@ t.test('the types say what must be written and what is always there', async t =>
   const retention: number | false = settings.plugins.ledger ? settings.plugins.ledger.retention : false
   const redis: string | undefined = settings.redis
   for (const provider of Object.values(settings.providers)) {
-    const types: 'openai-compatible' | 'anthropic' | 'llamacpp' | 'azure-openai' | 'gemini' | 'vertex' | 'echo' =
-      provider.type
+    const types:
+      | 'openai-compatible'
+      | 'anthropic'
+      | 'llamacpp'
+      | 'azure-openai'
+      | 'gemini'
+      | 'vertex'
+      | 'echo'
+      | 'custom' = provider.type
     const words: number | undefined = provider.type === 'echo' ? provider.words : undefined
     t.same([types, words], ['echo', 16])
   }
