@@ -22,6 +22,7 @@ const off = {
   name: 'gateway',
   title: 'gateway',
   ready: '/health',
+  checked: true,
   start: options => start(options, { log: { level: 'silent' }, plugins: withoutPlugins }),
   headers: () => ({})
 }
@@ -51,6 +52,7 @@ const on = {
   name: 'governed',
   title: 'gateway, governed',
   ready: '/health',
+  checked: true,
   start: options =>
     start(options, {
       log: { level: 'info', destination: join(options.directory, 'gateway.log') },

@@ -42,12 +42,14 @@ async function runWrk({ url, headers }, one, scratch, seconds) {
   return resultOf(output)
 }
 
-/** Times of calls at a fixed rate, in milliseconds. */
+/** Times of calls at a fixed rate, in milliseconds. A load that was itself kept waiting says nothing of its target: again. */
 export async function atRate(target, one, { scratch, rate, seconds, warm }) {
-  const result = await runLoad('rate', target, one, scratch, { rate, seconds, warm, length: one.answer.length })
-  if (result.failed > 0) throw new Error(`${result.failed} calls failed: ${result.fault}`)
-  if (result.late > 100) throw new Error(`the load fell ${Math.round(result.late)} ms behind its rate`)
-  return result
+  for (let attempt = 0; attempt < 3; attempt++) {
+    const result = await runLoad('rate', target, one, scratch, { rate, seconds, warm, length: one.answer.length })
+    if (result.failed > 0) throw new Error(`${result.failed} calls failed: ${result.fault}`)
+    if (result.late < 100) return result
+  }
+  throw new Error('the load could not keep its rate: this machine is too busy')
 }
 
 /** CPU time of the target per chunk of a timed stream, in microseconds, its share of the call included. */

@@ -42,6 +42,11 @@ setTimeout(() => {
 
 const upstreams = await startUpstreams()
 const who = flags.relays ? relays() : everybody(flags)
+const lacking = new Map()
+for (const contender of who.filter(({ checked }) => checked)) {
+  // A configuration that is refused shows in every row of its contender.
+  lacking.set(contender, await missing(contender, scratch).catch(() => []))
+}
 const measures = []
 const begun = performance.now()
 const others = loadavg()[0]
@@ -56,7 +61,7 @@ if (!flags.relays) {
   if (flags.only.has('memory')) await openStreams(1_000)
   if (flags.only.has('start')) await startUps()
 }
-await report()
+report()
 process.exit(measures.some(one => one.failures.size > 0) ? 1 : 0)
 
 function readFlags() {
@@ -199,7 +204,7 @@ async function added(one, upstream, rows) {
     if (target === straight) own = result
     else for (const row of rows) row.add(target.contender.name, row.of(result) - row.of(own))
     // Half of the calls waited this long: what is measured then is a queue.
-    if (result.p50 - own.p50 > 250) for (const row of rows) row.note(target.contender.name, 'cannot keep up with 500/s')
+    if (result.p50 - own.p50 > 250) for (const row of rows) row.note(target.contender.name, 'fell behind 500/s')
   })
   await stopped(targets)
 }
@@ -271,7 +276,7 @@ function progress(what) {
     process.stderr.write(`\r\x1b[K${Math.round((performance.now() - begun) / 1_000)} s: ${what} …`)
 }
 
-async function report() {
+function report() {
   if (process.stderr.isTTY) process.stderr.write('\r\x1b[K')
   const base = who[0]
   const pinned = cores
@@ -287,17 +292,10 @@ async function report() {
       `The machine was not idle (load ${others.toFixed(1)} before the start): trust the CPU rows, not requests/s and times.`
     )
   }
-  for (const contender of who.filter(({ name }) => name === 'gateway' || name === 'governed')) {
-    const lacks = await missing(contender, scratch)
+  for (const [contender, lacks] of lacking) {
     const without = lacks.length > 0 ? `, without what is not built yet: ${lacks.join(', ')}` : ''
     console.log(`${contender.title}: ${relative(process.cwd(), server)}${without}.`)
   }
-  console.log(
-    `\n${print(
-      measures,
-      who,
-      base,
-      who.find(({ name }) => name === 'portkey')
-    )}\n`
-  )
+  const other = who.find(({ name }) => name === 'portkey')
+  console.log(`\n${print(measures, who, base, other)}\n`)
 }

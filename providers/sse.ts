@@ -5,12 +5,18 @@ import { type Frames, isToken, isUsageOnly } from '../schemas/frames.ts'
 const LF = 10
 const CR = 13
 const terminator = '[DONE]'
-const finishKey = '"finish_reason"'
+/**
+ * How much of a large read is searched, in bytes from its end: what ends a stream (an error, the usage, a finish_reason,
+ * the terminator) comes last, and is found wherever it stands in a read of up to this size.
+ */
+const searched = 8_192
 
 // Few alternatives on purpose: V8 searches these several times faster than one pattern that says everything. A key that
 // stands inside a string cannot match, because its closing quote would be escaped.
 const eventful = /"(?:error|usage)"\s*:\s*[^n\s]/g
 const finish = /"finish_reason"\s*:\s*"[^"]/
+/** What most first tokens look like; everything else is parsed. */
+const spoken = /"(?:content|arguments)"\s*:\s*"[^"]/
 
 /** What arrived with one network read: whole events, and whether the stream said that it is over. */
 export interface Read {
@@ -92,21 +98,39 @@ function boundaryAcross(held: readonly Buffer[], bytes: Buffer): number {
 
 /** Takes the terminator off, if it is here; what follows it is nobody's. */
 function take(bytes: Buffer): Read {
-  const text = bytes.toString('latin1')
+  const tail = tailOf(bytes)
+  const { text, base } = tail
   for (let at = text.indexOf(terminator); at !== -1; at = text.indexOf(terminator, at + 1)) {
     const start = text.startsWith('data: ', at - 6) ? at - 6 : at - 5
     if (!text.startsWith('data:', start) || !isLineEnd(text[at + terminator.length])) continue
-    const event = eventAround(bytes, text, at)
+    const event = eventAround(bytes, tail, at)
     if (event?.data !== terminator) continue
     if (event.start === 0) return { frames: null, done: true }
-    const rest = new EventFrames(bytes.subarray(0, event.start), text.slice(0, event.start), true)
-    return { frames: rest, done: true }
+    const rest = { base, text: text.slice(0, event.start - base) }
+    return { frames: new EventFrames(bytes.subarray(0, event.start), true, rest), done: true }
   }
-  return { frames: new EventFrames(bytes, text), done: false }
+  return { frames: new EventFrames(bytes, false, tail), done: false }
 }
 
-function eventAround(raw: Buffer, text: string, position: number): Event | undefined {
-  for (const event of eventsIn(raw, text, eventStart(text, position))) if (event.end > position) return event
+/** The end of `raw` as latin1, one character a byte; `base` is where it begins. */
+interface Tail {
+  readonly base: number
+  readonly text: string
+}
+
+function tailOf(raw: Buffer): Tail {
+  const base = Math.max(0, raw.length - searched)
+  return { base, text: raw.toString('latin1', base) }
+}
+
+/** The event in which a position of the tail lies. It may begin before the tail does. */
+function eventAround(raw: Buffer, { text, base }: Tail, position: number): Event | undefined {
+  const start = eventStart(text, position)
+  const whole = start === 0 && base > 0
+  const events = whole
+    ? eventsIn(raw, raw.toString('latin1'), 0, eventStart(raw.toString('latin1'), base + position))
+    : eventsIn(raw, text, base, start)
+  for (const event of events) if (event.end > base + position) return event
   return undefined
 }
 
@@ -135,29 +159,26 @@ interface Findings {
 const noFindings: Findings = { error: undefined, errorAt: -1, usage: null, usageOnly: [] }
 
 /**
- * Frames backed by the provider's bytes. What a search can answer is answered without parsing; iterating parses event
- * by event and no further than the consumer goes. `text` is the bytes as latin1: one character a byte, same positions.
+ * Frames backed by the provider's bytes. What a search of their end can answer is answered without parsing; iterating
+ * parses event by event and no further than the consumer goes.
  */
 export class EventFrames implements Frames {
   readonly raw: Buffer
   readonly dialect = 'openai'
   readonly last: boolean
-  #text: string
+  #tail: Tail | null
   #chunks: ChatCompletionChunk[] = []
   #events: Iterator<Event> | null = null
   #findings: Findings | null = null
 
-  constructor(raw: Buffer, text: string = raw.toString('latin1'), last = false) {
+  constructor(raw: Buffer, last = false, tail: Tail | null = null) {
     this.raw = raw
     this.last = last
-    this.#text = text
+    this.#tail = tail
   }
 
   get finished(): boolean {
-    // In a read that holds the end of a stream it stands near the end of the read.
-    const tail = this.#text.slice(-1024)
-    const last = tail.lastIndexOf(finishKey)
-    return (last !== -1 && finish.test(tail.slice(last))) || finish.test(this.#text)
+    return finish.test(this.#end().text)
   }
 
   get usage(): CompletionUsage | null {
@@ -176,17 +197,21 @@ export class EventFrames implements Frames {
   }
 
   get hasToken(): boolean {
+    if (spoken.test(this.raw.toString('latin1', 0, Math.min(this.raw.length, 2_048)))) return true
     for (const chunk of this) if (isToken(chunk)) return true
     return false
   }
 
   get hasData(): boolean {
-    return this.#text.startsWith('data') || /(?:[\r\n]|^\xef\xbb\xbf)data/.test(this.#text)
+    return (
+      this.raw.toString('latin1', 0, 4) === 'data' || /(?:[\r\n]|^\xef\xbb\xbf)data/.test(this.raw.toString('latin1'))
+    )
   }
 
   /** True when everything that these events say is JSON. */
   get isReadable(): boolean {
-    for (const { data } of eventsIn(this.raw, this.#text)) if (data !== null && parse(data) === undefined) return false
+    const events = eventsIn(this.raw, this.raw.toString('latin1'))
+    for (const { data } of events) if (data !== null && parse(data) === undefined) return false
     return true
   }
 
@@ -200,7 +225,7 @@ export class EventFrames implements Frames {
     if (from === 0) return this
     if (from < this.raw.length) kept.push(this.raw.subarray(from))
     if (kept.length === 0) return null
-    return new EventFrames(kept.length === 1 ? kept[0]! : Buffer.concat(kept), undefined, this.last)
+    return new EventFrames(kept.length === 1 ? kept[0]! : Buffer.concat(kept), this.last)
   }
 
   *[Symbol.iterator](): Generator<ChatCompletionChunk> {
@@ -212,7 +237,7 @@ export class EventFrames implements Frames {
   }
 
   #parseNext(): ChatCompletionChunk | null {
-    this.#events ??= eventsIn(this.raw, this.#text)
+    this.#events ??= eventsIn(this.raw, this.raw.toString('latin1'))
     for (let read = this.#events.next(); !read.done; read = this.#events.next()) {
       const value = parse(read.value.data)
       if (!isChunk(value)) continue
@@ -222,30 +247,39 @@ export class EventFrames implements Frames {
     return null
   }
 
+  #end(): Tail {
+    this.#tail ??= tailOf(this.raw)
+    return this.#tail
+  }
+
   #find(): Findings {
-    this.#findings ??= find(this.raw, this.#text)
+    this.#findings ??= find(this.raw, this.#end())
     return this.#findings
   }
 }
 
 /** Parses only the events in which a search finds one of the words. */
-function find(raw: Buffer, text: string): Findings {
+function find(raw: Buffer, tail: Tail): Findings {
+  const { text, base } = tail
   eventful.lastIndex = 0
   let match = eventful.exec(text)
   if (match === null) return noFindings
   let usage: CompletionUsage | null = null
   const usageOnly: Event[] = []
-  for (const event of eventsIn(raw, text, eventStart(text, match.index))) {
-    while (match !== null && match.index < event.start) match = eventful.exec(text)
-    if (match === null) break
-    if (match.index >= event.end) continue
+  while (match !== null) {
+    const event = eventAround(raw, tail, match.index)
+    if (event === undefined) break
     const value = parse(event.data)
-    if (typeof value !== 'object' || value === null) continue
-    const error = errorOf(value)
-    if (error) return { error, errorAt: event.start, usage, usageOnly }
-    if (!isChunk(value)) continue
-    if (typeof value.usage === 'object' && value.usage !== null) usage = value.usage
-    if (isUsageOnly(value)) usageOnly.push(event)
+    if (typeof value === 'object' && value !== null) {
+      const error = errorOf(value)
+      if (error) return { error, errorAt: event.start, usage, usageOnly }
+      if (isChunk(value)) {
+        if (typeof value.usage === 'object' && value.usage !== null) usage = value.usage
+        if (isUsageOnly(value)) usageOnly.push(event)
+      }
+    }
+    eventful.lastIndex = Math.max(eventful.lastIndex, event.end - base)
+    match = eventful.exec(text)
   }
   return { error: undefined, errorAt: -1, usage, usageOnly }
 }
@@ -265,44 +299,37 @@ function eventStart(text: string, position: number): number {
   return 0
 }
 
-/** The events of `raw` from a position on, one at a time. */
-function* eventsIn(raw: Buffer, text: string, from = 0): Generator<Event> {
+/** The events of `raw`, one at a time, from a position of `text` on, which is the latin1 of `raw` after `base`. */
+function* eventsIn(raw: Buffer, text: string, base = 0, from = 0): Generator<Event> {
   let start = from
   let line = from
-  let lf = -1
-  let cr = -1
   let data: string | null = null
   // A byte order mark may stand before the first field of a stream.
-  if (from === 0 && text.startsWith('\xef\xbb\xbf')) line = 3
+  if (base + from === 0 && text.startsWith('\xef\xbb\xbf')) line = 3
   while (line < text.length) {
-    if (lf < line) lf = indexOrEnd(text, '\n', line)
-    if (cr < line) cr = indexOrEnd(text, '\r', line)
-    const end = Math.min(lf, cr)
-    const next = end === cr && lf === cr + 1 ? end + 2 : end + 1
+    const lf = text.indexOf('\n', line)
+    const cr = text.slice(line, lf === -1 ? undefined : lf).indexOf('\r')
+    const end = cr !== -1 ? line + cr : lf === -1 ? text.length : lf
+    const next = text[end] === '\r' && text[end + 1] === '\n' ? end + 2 : end + 1
     if (end === line) {
-      yield { start, end: next, data }
+      yield { start: base + start, end: base + next, data }
       start = next
       data = null
     } else {
-      const value = dataOf(raw, text, line, end)
+      const value = dataOf(raw, text, base, line, end)
       if (value !== null) data = data === null ? value : `${data}\n${value}`
     }
     line = next
   }
-  if (start < text.length) yield { start, end: text.length, data }
-}
-
-function indexOrEnd(text: string, character: string, from: number): number {
-  const index = text.indexOf(character, from)
-  return index === -1 ? text.length : index
+  if (start < text.length) yield { start: base + start, end: raw.length, data }
 }
 
 /** The value of a `data:` line, without the one space that may follow the colon; null for any other line. */
-function dataOf(raw: Buffer, text: string, start: number, end: number): string | null {
+function dataOf(raw: Buffer, text: string, base: number, start: number, end: number): string | null {
   if (!text.startsWith('data', start)) return null
   if (end - start === 4) return ''
   if (text[start + 4] !== ':') return null
-  return raw.toString('utf8', text[start + 5] === ' ' ? start + 6 : start + 5, end)
+  return raw.toString('utf8', base + (text[start + 5] === ' ' ? start + 6 : start + 5), base + end)
 }
 
 /** Events that are no JSON are forwarded and otherwise left alone. */

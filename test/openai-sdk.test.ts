@@ -11,7 +11,7 @@ import OpenAI, {
   UnprocessableEntityError
 } from 'openai'
 import { makeParseableResponseFormat } from 'openai/lib/parser'
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { build, hello, stack, towards } from './helper.ts'
 import { chunks, completion, failure, gate, json, reset, silence, sse, startUpstream, toolChunks } from './upstream.ts'
 
@@ -386,16 +386,15 @@ t.test('a wrong key is an AuthenticationError, shown once', async t => {
   t.equal((await right.chat.completions.create(hello)).choices[0]?.message.content, 'Hello')
 })
 
-/** Answers real fetches and notes after how long the SDK tries again, without waiting that long. */
-function hurried(t: Pick<typeof import('tap').default, 'teardown'>) {
+/** Notes how long the SDK waits before it tries again, and lets it wait no longer than a turn. */
+function hurried(t: Test, ...asked: number[]): number[] {
   const waits: number[] = []
   const later = globalThis.setTimeout
-  const hurry = mock.method(globalThis, 'setTimeout', (callback: () => void, ms?: number, ...rest: []) => {
-    // The SDK's own; timers of this size belong to nobody else here.
-    const backoff =
-      ms !== undefined && ms > 0 && ms < 60_000 && new Error().stack?.includes('openai/internal/utils/sleep')
-    if (backoff) waits.push(ms)
-    return later(callback, backoff ? 0 : ms, ...rest)
+  const hurry = mock.method(globalThis, 'setTimeout', (callback: () => void, ms = 0, ...rest: []) => {
+    // Its own delays are random, and thereby no whole numbers; nobody else has such timers here.
+    if (!asked.includes(ms) && Number.isInteger(ms)) return later(callback, ms, ...rest)
+    waits.push(ms)
+    return later(callback, 0, ...rest)
   })
   t.teardown(() => hurry.mock.restore())
   return waits
@@ -403,7 +402,7 @@ function hurried(t: Pick<typeof import('tap').default, 'teardown'>) {
 
 t.test('a 429 of the upstream is tried again after the seconds that it asks for', async t => {
   const { upstream, client } = await stack(t)
-  const waits = hurried(t)
+  const waits = hurried(t, 7_000)
   upstream.script(failure(429, {}, { headers: { 'retry-after': '7' } }), json(completion({ content: 'at last' })))
   const answer = await client.chat.completions.create(hello, { maxRetries: 2 })
   t.equal(answer.choices[0]?.message.content, 'at last')
@@ -413,7 +412,7 @@ t.test('a 429 of the upstream is tried again after the seconds that it asks for'
 
 t.test('a 429 of the upstream is tried again after the milliseconds that it asks for', async t => {
   const { upstream, client } = await stack(t)
-  const waits = hurried(t)
+  const waits = hurried(t, 123)
   upstream.script(failure(429, {}, { headers: { 'retry-after-ms': '123' } }), json(completion()))
   await client.chat.completions.create(hello, { maxRetries: 2 })
   t.same(waits, [123])

@@ -48,9 +48,19 @@ async function gatewayPlugin(app: FastifyInstance, options: GatewayOptions): Pro
   const { kernel, seal, drain } = createKernel(options.log ?? app.log)
   // Not `decorate`: a second gateway in one host inherits the first one's name and has to be able to shadow it.
   Object.defineProperty(app, 'gateway', { value: kernel, enumerable: true })
-  app.addHook('onReady', async () => seal())
-  app.addHook('preClose', () => drain(options.shutdownGrace ?? 10_000))
+  const drains = drainsOf.get(app.server) ?? []
+  drainsOf.set(app.server, drains)
+  drains.push(() => drain(options.shutdownGrace ?? 10_000))
+  app.addHook('onReady', async () => {
+    seal()
+    // What is added last closes first: before the server, the providers and the stores. A preClose hook would be cut
+    // off, and the rest closed under running calls, after Fastify's pluginTimeout.
+    app.addHook('onClose', async () => void (await Promise.all(drains.map(drain => drain()))))
+  })
 }
+
+/** The kernels of one host drain together: one after another their graces would add up. */
+const drainsOf = new WeakMap<FastifyInstance['server'], Array<() => Promise<void>>>()
 
 function createKernel(log: Log) {
   const layers = new Map<Stage, Layer[]>(stages.map(stage => [stage, []]))
@@ -66,6 +76,7 @@ function createKernel(log: Log) {
   let host: Host | null = null
   let closing = false
   let drained: (() => void) | null = null
+  let draining: Promise<void> | null = null
 
   function beforeReady(what: string): void {
     if (run !== null) throw new Error(`${what} is refused once the instance is ready: call it while plugins load.`)
@@ -152,8 +163,12 @@ function createKernel(log: Log) {
   }
 
   /** Takes no more, waits for what runs, aborts what is left after the grace. */
-  async function drain(grace: number): Promise<void> {
+  function drain(grace: number): Promise<void> {
     closing = true
+    return (draining ??= untilEmpty(grace))
+  }
+
+  async function untilEmpty(grace: number): Promise<void> {
     if (running.size === 0) return
     const { promise, resolve } = Promise.withResolvers<void>()
     drained = resolve

@@ -77,6 +77,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     prepare,
     notFound,
     catchAll(scope) {
+      scope.setReplySerializer(serialize)
       scope.removeAllContentTypeParsers()
       scope.setErrorHandler(fail)
       scope.setNotFoundHandler(notFound)
@@ -112,6 +113,8 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       .headers(fixed)
       .headers(error.headers)
       .header('x-request-id', idOf(request))
+      .header('content-type', 'application/json; charset=utf-8')
+      .serializer(serialize)
       .send(errorBody(error))
   }
 
@@ -119,8 +122,8 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     const fault = toGatewayError(error, bodyLimit)
     const id = idOf(request)
     if (fault.statusCode >= 500) {
-      request.log.error({ err: error, cause: fault.cause, requestId: id, code: fault.code }, fault.message)
-    } else request.log.debug({ requestId: id, code: fault.code }, fault.message)
+      gateway.log.error({ err: error, cause: fault.cause, requestId: id, code: fault.code }, fault.message)
+    } else gateway.log.debug({ requestId: id, code: fault.code }, fault.message)
     if (fault.statusCode === 413) linger(request.raw.socket)
     return reply
       .code(fault.statusCode)
@@ -136,6 +139,8 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     scope.decorateRequest(idKey, null)
     scope.setValidatorCompiler(({ schema }) => ajv.compile(schema))
     scope.setErrorHandler(fail)
+    // A host's own serializer would wrap our answers.
+    scope.setReplySerializer(serialize)
     scope.removeAllContentTypeParsers()
     const json = jsonParser(scope.getDefaultJsonParser('error', 'error'))
     for (const type of ['application/json', 'text/plain']) {
@@ -161,6 +166,10 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       }, done)
     })
   }
+}
+
+function serialize(payload: unknown): string {
+  return JSON.stringify(payload)
 }
 
 /** Looks closely only at bodies that could hold a forbidden key: the careful parser takes twice as long as JSON.parse. */

@@ -105,7 +105,7 @@ function isWorthAnother(attempt: Attempt, error: unknown): boolean {
 }
 
 /** What a stream may say before its first token, in bytes; above it the stream is handed on as it is. */
-const mostBeforeToken = 1_048_576
+const mostBeforeToken = 262_144
 
 /** Reads up to the first token and hands the stream on with what was read; fails while another target can still answer. */
 async function untilToken(
@@ -124,11 +124,11 @@ async function untilToken(
       throw new UpstreamError('its stream ended before the first token.')
     }
     hear(heard, read.value)
-    // Comments are only to keep this connection open; without a token there is nothing to keep for anybody.
-    if (read.value.hasData) size += read.value.raw?.length ?? 0
-    else continue
-    head.push(read.value)
-    if (read.value.hasToken || size > mostBeforeToken) break
+    size += read.value.raw?.length ?? 0
+    // A provider may send comments for as long as it likes; what is too much of them is nobody's loss.
+    if (size <= mostBeforeToken || read.value.hasData) head.push(read.value)
+    if (read.value.hasToken) break
+    if (size > mostBeforeToken && read.value.hasData) break
   }
   inference.facts.firstToken = performance.now() - inference.started
   return resume(head, source, attempt, heard)

@@ -276,7 +276,7 @@ t.test('the usage event that nobody asked for is taken out, its neighbours stay 
 t.test('a stream cut at every byte boundary arrives whole', async t => {
   const { upstream, url } = await stack(t)
   const text =
-    ': comment\r\n\r\ndata: {"choices":[{"index":0,"delta":{"content":"ü東👋🏽"}}]}\r\n\r\n' +
+    'data: {"choices":[{"index":0,"delta":{"content":"ü東👋🏽"}}]}\r\n\r\n: comment\r\n\r\n' +
     'data: {"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n'
   const whole = Buffer.from(`${text}data: [DONE]\n\n`)
   const post = async () => {
@@ -579,6 +579,23 @@ t.test('between tokens heartbeats go out, each after a whole interval of silence
   for (const door of doors) door.open()
   for await (const piece of { [Symbol.asyncIterator]: () => reads }) text += piece
   t.ok(text.endsWith('data: [DONE]\n\n'))
+})
+
+t.test("the client's own time limit ends a call that takes longer with a 504", async t => {
+  const { upstream, app, post } = await injected(t)
+  upstream.script(silence())
+  mock.timers.enable({ apis: ['setTimeout', 'setInterval'] })
+  t.teardown(() => mock.timers.reset())
+  const answering = post(hello, { 'x-stainless-timeout': '2' })
+  const asked = await upstream.received()
+  mock.timers.tick(1_999)
+  await turn()
+  t.equal(app.gateway.running, 1)
+  mock.timers.tick(1)
+  const answer = await answering
+  t.equal(answer.statusCode, 504)
+  t.match(answer.json(), { error: { type: 'server_error', code: 'upstream_timeout', param: null } })
+  t.equal((await asked.closed).how, 'aborted')
 })
 
 // slow readers

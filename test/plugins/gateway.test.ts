@@ -1256,6 +1256,66 @@ t.test('closing', async t => {
     nothingLeft(t, app)
   })
 
+  t.test('begins for every kernel of a host at the same time', async t => {
+    const { promise, open } = gate()
+    const app = Fastify()
+    t.teardown(() => app.close())
+    const kernels: (typeof app.gateway)[] = []
+    for (const name of ['one', 'two']) {
+      app.register(async scope => {
+        await scope.register(gateway)
+        await scope.register(routing)
+        scope.gateway.providers.register(
+          scripted(name, async attempt => {
+            await promise
+            return says(`from ${name}`)(attempt)
+          })
+        )
+        kernels.push(scope.gateway)
+      })
+    }
+    await app.ready()
+    const [one, two] = kernels
+    const answers = [
+      one!.complete({ ...ask, model: 'one/m' }, one!.caller()),
+      two!.complete({ ...ask, model: 'two/m' }, two!.caller())
+    ]
+    const closing = app.close()
+    await turn()
+    t.ok(one!.closing && two!.closing)
+    t.type(await rejection(two!.complete({ ...ask, model: 'two/m' }, two!.caller())), ShuttingDown)
+    open()
+    t.strictSame(await Promise.all(answers.map(async answer => textOf(await answer))), ['from one', 'from two'])
+    await closing
+  })
+
+  t.test('may take longer than Fastify lets plugins take, and closes nothing meanwhile', async t => {
+    const { promise, open } = gate()
+    const app = Fastify({ pluginTimeout: 1_000 })
+    t.teardown(() => app.close())
+    await app.register(gateway, { shutdownGrace: 60_000 })
+    await app.register(routing)
+    const up = scripted('up', async attempt => {
+      await promise
+      return says('in time')(attempt)
+    })
+    app.gateway.providers.register(up)
+    let closed = false
+    app.addHook('onClose', async () => void (closed = true))
+    await app.ready()
+    clock(t)
+    const answering = app.gateway.complete({ ...ask, model: 'up/m' }, app.gateway.caller())
+    const closing = app.close()
+    await turn()
+    mock.timers.tick(59_999)
+    await turn()
+    t.notOk(closed)
+    open()
+    t.equal(await textOf(await answering), 'in time')
+    await closing
+    t.ok(closed)
+  })
+
   t.test('is immediate when nothing runs', async t => {
     const { app } = await watched(t)
     await app.close()

@@ -1,5 +1,7 @@
+import { once } from 'node:events'
 import { connect } from 'node:net'
 import { Writable } from 'node:stream'
+import { mock } from 'node:test'
 import Fastify from 'fastify'
 import t, { type Test } from 'tap'
 import { request } from 'undici'
@@ -70,6 +72,34 @@ t.test('a body that says it has 16 MB is refused before any of it is read', asyn
   t.equal(answer.headers['connection'], 'close')
   t.equal(answer.headers['x-should-retry'], 'false')
   t.equal(upstream.requests.length, 0)
+})
+
+t.test('a client that sends all of its 16 MB gets the 413, not a broken connection', async t => {
+  const { app, url } = await stack(t)
+  const body = Buffer.alloc(16 * MiB, ' ')
+  for (let round = 0; round < 5; round++) {
+    const answer = await request(url + path, { method: 'POST', headers: { 'content-type': 'application/json' }, body })
+    t.equal(answer.statusCode, 413)
+    t.same(await answer.body.json(), tooLarge)
+  }
+  t.equal(app.gateway.running, 0)
+})
+
+t.test('a client that goes on sending after its 413 is cut off', async t => {
+  const { app, url } = await stack(t)
+  mock.timers.enable({ apis: ['setTimeout'] })
+  t.teardown(() => mock.timers.reset())
+  const socket = connect(Number(new URL(url).port), '127.0.0.1')
+  const closed = new Promise(resolve => socket.once('close', resolve))
+  socket.on('error', () => {})
+  socket.write(post(64 * MiB))
+  await once(socket, 'data')
+  socket.write(Buffer.alloc(MiB))
+  t.equal(socket.destroyed, false)
+  mock.timers.tick(1_000)
+  socket.write(Buffer.alloc(MiB))
+  await closed
+  t.equal(app.gateway.running, 0)
 })
 
 t.test('a chunked body is refused as soon as it passes the limit, however long it would go on', async t => {

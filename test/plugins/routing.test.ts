@@ -403,19 +403,40 @@ t.test('dispatch', async t => {
     t.equal(await rejection(run()), last)
   })
 
-  t.test('gives frames from the first on that say anything, however many came before the first token', async t => {
+  t.test('gives frames from the first on, however many came before the first token', async t => {
     const sent = [
+      chunkFrames([]),
       chunkFrames([role()]),
       chunkFrames([usageChunk(tokens(9, 0))]),
       chunkFrames([chunk('x')]),
       chunkFrames([finish()])
     ]
-    const { run } = await ready(t, { providers: [scripted('up', streams(chunkFrames([]), ...sent))] })
+    const { run } = await ready(t, { providers: [scripted('up', streams(...sent))] })
     const answer = await run({ ...askStream, stream_options: { include_usage: true } })
     const got = []
     if (answer.stream) for await (const frames of answer.frames) got.push(frames)
     t.equal(got.length, sent.length)
     t.ok(got.every((frames, index) => frames === sent[index]))
+  })
+
+  t.test('waits for the first token however long comments come, and keeps only so many of them', async t => {
+    const comments = { ...chunkFrames([]), raw: Buffer.alloc(200_000) }
+    const sent = [...Array.from({ length: 50 }, () => comments), chunkFrames([chunk('x'), finish()])]
+    const { run } = await ready(t, { providers: [scripted('up', streams(...sent))] })
+    const answer = await run(askStream)
+    const got: number[] = []
+    if (answer.stream) for await (const frames of answer.frames) got.push(frames.raw?.length ?? 0)
+    t.ok(got.reduce((sum, size) => sum + size, 0) < 1_000_000, String(got))
+    t.equal(got.at(-1), 0, 'what has data is kept')
+  })
+
+  t.test('waits no longer for the first token of a stream that says too much without one', async t => {
+    const much = { ...chunkFrames([role()]), raw: Buffer.alloc(200_000) }
+    const source = feed(...Array.from({ length: 50 }, () => much))
+    const { run } = await ready(t, { providers: [scripted('up', source.send)] })
+    const frames = reader(await run(askStream))
+    t.ok(source.reads < 10, `${source.reads} reads`)
+    await frames.return()
   })
 
   t.test('waits for the first token before it answers', async t => {
@@ -758,6 +779,23 @@ t.test('the accountant', async t => {
     t.equal(lines[0]?.failed[0]?.error, fault)
     t.match(lines[0]?.failed[0]?.usage, { input: 0, output: 0, source: 'estimated' })
     t.strictSame(order, ['line', 'call'])
+  })
+
+  t.test('finds out that an answer cannot be read, and another target is asked', async t => {
+    const unreadable: Send = async () => ({
+      stream: false,
+      raw: Buffer.from('{ truncated }'),
+      get body(): never {
+        throw new UpstreamError('its answer is not JSON.')
+      }
+    })
+    const { run } = await books(t, {
+      providers: [scripted('one', unreadable), scripted('two', says('from two'))],
+      routing: inOrder('one', 'two')
+    })
+    const answer = await run()
+    t.equal(await textOf(answer), 'from two')
+    t.equal(answer.facts.attempts, 2)
   })
 
   t.test('gets one line for each target that was tried', async t => {

@@ -61,6 +61,7 @@ t.test('frames of chunks', async t => {
     const frames = chunkFrames(given)
     t.equal(frames.raw, null)
     t.equal(frames.dialect, 'openai')
+    t.equal(frames.last, false)
     t.strictSame([...frames], given)
     t.strictSame([...frames], given)
   })
