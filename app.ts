@@ -79,7 +79,7 @@ const modelGateway = fp<ModelGatewayOptions>(
       async scope => {
         await gatewayApp(scope, settings, standalone)
         inner = scope.gateway
-        if (prefix) scope.setNotFoundHandler((request, reply) => scope.gateway.http.notFound(request, reply))
+        if (prefix || standalone) scope.gateway.http.catchAll(scope)
       },
       { prefix }
     )

@@ -110,7 +110,6 @@ async function start(settings: Settings, notes: string[]): Promise<void> {
     await app.close()
   })
   await app.register(modelGateway, { standalone: { settings, log, adminTokenGenerated: token !== null } })
-  app.setNotFoundHandler((request, reply) => app.gateway.http.notFound(request, reply))
 
   try {
     const url = await app.listen({ host: server.host, port: server.port })

@@ -4,7 +4,10 @@ import { type Frames, isToken, isUsageOnly } from '../schemas/frames.ts'
 
 const LF = 10
 const CR = 13
+const finishKey = '"finish_reason"'
 const terminator = '[DONE]'
+/** As nearly everybody writes it, with the blank line before it. */
+const wholeTerminator = '\n\ndata: [DONE]\n\n'
 /**
  * How much of a large read is searched, in bytes from its end: what ends a stream (an error, the usage, a finish_reason,
  * the terminator) comes last, and is found wherever it stands in a read of up to this size.
@@ -13,7 +16,9 @@ const searched = 8_192
 
 // Few alternatives on purpose: V8 searches these several times faster than one pattern that says everything. A key that
 // stands inside a string cannot match, because its closing quote would be escaped.
-const eventful = /"(?:error|usage)"\s*:\s*[^n\s]/g
+const eventful = /"(?:error|usage)"\s*:\s*[^n\s]/
+const erroneous = /"error"\s*:\s*[^n\s]/
+const counting = /"usage"\s*:\s*\{/
 const finish = /"finish_reason"\s*:\s*"[^"]/
 /** What most first tokens look like; everything else is parsed. */
 const spoken = /"(?:content|arguments)"\s*:\s*"[^"]/
@@ -102,14 +107,20 @@ function take(bytes: Buffer): Read {
   const { text, base } = tail
   for (let at = text.indexOf(terminator); at !== -1; at = text.indexOf(terminator, at + 1)) {
     const start = text.startsWith('data: ', at - 6) ? at - 6 : at - 5
+    if (text.startsWith(wholeTerminator, start - 2)) return ended(bytes, tail, base + start)
     if (!text.startsWith('data:', start) || !isLineEnd(text[at + terminator.length])) continue
     const event = eventAround(bytes, tail, at)
     if (event?.data !== terminator) continue
-    if (event.start === 0) return { frames: null, done: true }
-    const rest = { base, text: text.slice(0, event.start - base) }
-    return { frames: new EventFrames(bytes.subarray(0, event.start), true, rest), done: true }
+    return ended(bytes, tail, event.start)
   }
   return { frames: new EventFrames(bytes, false, tail), done: false }
+}
+
+/** What came before the terminator. */
+function ended(bytes: Buffer, { base, text }: Tail, at: number): Read {
+  if (at <= base) return { frames: at === 0 ? null : new EventFrames(bytes.subarray(0, at), true), done: true }
+  const rest = { base, text: text.slice(0, at - base) }
+  return { frames: new EventFrames(bytes.subarray(0, at), true, rest), done: true }
 }
 
 /** The end of `raw` as latin1, one character a byte; `base` is where it begins. */
@@ -146,18 +157,6 @@ interface Event {
   readonly data: string | null
 }
 
-/** What a search of the bytes found, in the events that it found them in. */
-interface Findings {
-  readonly error: unknown
-  /** Where the event with the error begins. */
-  readonly errorAt: number
-  readonly usage: CompletionUsage | null
-  /** Events that carry nothing but usage. */
-  readonly usageOnly: readonly Event[]
-}
-
-const noFindings: Findings = { error: undefined, errorAt: -1, usage: null, usageOnly: [] }
-
 /**
  * Frames backed by the provider's bytes. What a search of their end can answer is answered without parsing; iterating
  * parses event by event and no further than the consumer goes.
@@ -169,7 +168,7 @@ export class EventFrames implements Frames {
   #tail: Tail | null
   #chunks: ChatCompletionChunk[] = []
   #events: Iterator<Event> | null = null
-  #findings: Findings | null = null
+  #eventful: boolean | null = null
 
   constructor(raw: Buffer, last = false, tail: Tail | null = null) {
     this.raw = raw
@@ -178,22 +177,36 @@ export class EventFrames implements Frames {
   }
 
   get finished(): boolean {
-    return finish.test(this.#end().text)
+    const { text } = this.#end()
+    // Where it is, it stands in the last event or two.
+    const last = text.indexOf(finishKey, text.length - 1_024)
+    return (last !== -1 && finish.test(text.slice(last))) || finish.test(text)
+  }
+
+  get hasUsage(): boolean {
+    return this.#isEventful && counting.test(this.#end().text)
   }
 
   get usage(): CompletionUsage | null {
-    return this.#find().usage
+    if (!this.hasUsage) return null
+    let usage: CompletionUsage | null = null
+    for (const { data } of found(this.raw, this.#end(), counting)) {
+      const chunk = parse(data)
+      if (isChunk(chunk) && typeof chunk.usage === 'object' && chunk.usage !== null) usage = chunk.usage
+    }
+    return usage
   }
 
-  /** The error that an event of these carries, undefined without one. */
-  get error(): unknown {
-    return this.#find().error
-  }
-
-  /** What came before the error. */
-  get beforeError(): EventFrames | null {
-    const at = this.#find().errorAt
-    return at > 0 ? new EventFrames(this.raw.subarray(0, at)) : null
+  /** The first error that an event of these carries, and the frames before it; null without one. */
+  get fault(): { error: unknown; before: EventFrames | null } | null {
+    if (!this.#isEventful) return null
+    for (const { start, data } of found(this.raw, this.#end(), erroneous)) {
+      const value = parse(data)
+      const error = typeof value === 'object' && value !== null ? errorOf(value) : undefined
+      if (!error) continue
+      return { error, before: start > 0 ? new EventFrames(this.raw.subarray(0, start)) : null }
+    }
+    return null
   }
 
   get hasToken(): boolean {
@@ -218,7 +231,9 @@ export class EventFrames implements Frames {
   withoutUsage(): Frames | null {
     const kept: Buffer[] = []
     let from = 0
-    for (const { start, end } of this.#find().usageOnly) {
+    for (const { start, end, data } of found(this.raw, this.#end(), counting)) {
+      const chunk = parse(data)
+      if (!isChunk(chunk) || !isUsageOnly(chunk)) continue
       if (start > from) kept.push(this.raw.subarray(from, start))
       from = end
     }
@@ -252,36 +267,23 @@ export class EventFrames implements Frames {
     return this.#tail
   }
 
-  #find(): Findings {
-    this.#findings ??= find(this.raw, this.#end())
-    return this.#findings
+  /** False is certain: neither an error nor a usage. One search for both, since most reads hold none. */
+  get #isEventful(): boolean {
+    this.#eventful ??= eventful.test(this.#end().text)
+    return this.#eventful
   }
 }
 
-/** Parses only the events in which a search finds one of the words. */
-function find(raw: Buffer, tail: Tail): Findings {
+/** The events of the tail that a search finds, each once. */
+function* found(raw: Buffer, tail: Tail, pattern: RegExp): Generator<Event> {
   const { text, base } = tail
-  eventful.lastIndex = 0
-  let match = eventful.exec(text)
-  if (match === null) return noFindings
-  let usage: CompletionUsage | null = null
-  const usageOnly: Event[] = []
-  while (match !== null) {
-    const event = eventAround(raw, tail, match.index)
-    if (event === undefined) break
-    const value = parse(event.data)
-    if (typeof value === 'object' && value !== null) {
-      const error = errorOf(value)
-      if (error) return { error, errorAt: event.start, usage, usageOnly }
-      if (isChunk(value)) {
-        if (typeof value.usage === 'object' && value.usage !== null) usage = value.usage
-        if (isUsageOnly(value)) usageOnly.push(event)
-      }
-    }
-    eventful.lastIndex = Math.max(eventful.lastIndex, event.end - base)
-    match = eventful.exec(text)
+  for (let at = text.search(pattern), from = 0; at !== -1; ) {
+    const event = eventAround(raw, tail, from + at)
+    if (event === undefined) return
+    yield event
+    from = Math.max(from + at + 1, event.end - base)
+    at = text.slice(from).search(pattern)
   }
-  return { error: undefined, errorAt: -1, usage, usageOnly }
 }
 
 /** The error of an event, at its top or in a choice. */

@@ -10,6 +10,8 @@ export interface Frames<C = ChatCompletionChunk> extends Iterable<C> {
   readonly dialect: string
   /** True when a choice has its finish_reason in these events. */
   readonly finished: boolean
+  /** True when `usage` may be more than null; costs no parsing. */
+  readonly hasUsage: boolean
   /** The last usage that these events report. */
   readonly usage: CompletionUsage | null
   /** True when these events bring something a model said, or its end. Parses up to the first such chunk. */
@@ -28,6 +30,7 @@ export function chunkFrames(chunks: readonly ChatCompletionChunk[]): Frames {
     raw: null,
     dialect: 'openai',
     finished: chunks.some(isFinish),
+    hasUsage: chunks.some(chunk => chunk.usage),
     usage: chunks.findLast(chunk => chunk.usage)?.usage ?? null,
     hasToken: chunks.some(isToken),
     hasData: chunks.length > 0,

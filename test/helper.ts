@@ -1,15 +1,15 @@
 import Fastify, { type FastifyInstance } from 'fastify'
 import OpenAI from 'openai'
 import type { Test } from 'tap'
-import modelGateway, { type ModelGatewayOptions, serverOptions } from '../app.ts'
+import modelGateway, { type ModelGatewayOptions, readConfig, serverOptions } from '../app.ts'
 import { startUpstream } from './upstream.ts'
 
 /** A host with nothing but the gateway, built as server.ts builds it; closed after the test. */
 export async function build(t: Test, options: ModelGatewayOptions = {}): Promise<FastifyInstance> {
   const app = Fastify(serverOptions({ bodyLimit: 10 * 1024 * 1024, trustProxy: false }))
   t.teardown(() => app.close())
-  await app.register(modelGateway, options)
-  app.setNotFoundHandler((request, reply) => app.gateway.http.notFound(request, reply))
+  const { settings } = readConfig(options)
+  await app.register(modelGateway, { standalone: { settings, log: app.log, adminTokenGenerated: false } })
   return app
 }
 

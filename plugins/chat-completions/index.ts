@@ -73,7 +73,7 @@ function sendWhole(
   head.push('content-length', String(body.length))
   writeHead(reply, fixed, head)
   // Node writes a short text together with the head in one piece, and two pieces with a vectored write.
-  if (body.length < 16_384) reply.raw.end(body.toString('latin1'), 'latin1')
+  if (body.length < 4_096) reply.raw.end(body.toString('latin1'), 'latin1')
   else reply.raw.end(body)
   return reply
 }

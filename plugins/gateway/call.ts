@@ -1,4 +1,4 @@
-import type { ChatRequest, CompletionUsage } from '../../schemas/chat.ts'
+import type { ChatRequest } from '../../schemas/chat.ts'
 import { Cancelled, type GatewayError, InternalError, UpstreamTimeout } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
 import type { Answer, Caller, Facts, Inference, Outcome, Route, Router } from '../../schemas/gateway.ts'
@@ -50,7 +50,7 @@ export class Call implements Inference {
   #settledListeners: Settled[] | null = null
   #outcome: Outcome | null = null
   #settling: Promise<void> | undefined
-  #reported: CompletionUsage | null = null
+  #reported: Frames | null = null
   #answer: Answer | null = null
 
   constructor(host: Host, request: ChatRequest, caller: Caller) {
@@ -91,7 +91,7 @@ export class Call implements Inference {
 
   get usage(): Usage {
     if (this.#answer !== null && !this.#answer.stream) return usageOf(this.#answer.body.usage)
-    return usageOf(this.#reported)
+    return usageOf(this.#reported?.usage)
   }
 
   get outcome(): Outcome | null {
@@ -124,9 +124,9 @@ export class Call implements Inference {
     }
   }
 
-  /** Notes what a stream said of its usage; the last word counts. */
-  report(usage: CompletionUsage): void {
-    this.#reported = usage
+  /** Notes the frames in which a stream spoke of its usage, to be read if anybody asks; the last word counts. */
+  report(frames: Frames): void {
+    this.#reported = frames
   }
 
   /** Notes the whole answer, so that its usage can be read if anybody asks. */

@@ -62,9 +62,8 @@ export function relay(call: Call, frames: AsyncIterable<Frames>): AsyncIterableI
 
   function inspect(frames: Frames): Frames | null {
     if (call.frameListeners !== null) call.show(frames)
-    const usage = frames.usage
-    if (usage === null) return frames
-    call.report(usage)
+    if (!frames.hasUsage) return frames
+    call.report(frames)
     return call.wantsUsage ? frames : frames.withoutUsage()
   }
 

@@ -1,4 +1,4 @@
-import { type ChatRequest, type CompletionUsage, ownFields } from '../../schemas/chat.ts'
+import { type ChatRequest, ownFields } from '../../schemas/chat.ts'
 import { isGatewayError, UpstreamError } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
 import type { Answer, Dispatch, Gateway, Inference, Target } from '../../schemas/gateway.ts'
@@ -8,7 +8,8 @@ import { usageOf } from '../../schemas/usage.ts'
 /** What a stream has said of itself so far. */
 interface Heard {
   finished: boolean
-  usage: CompletionUsage | null
+  /** The frames that spoke of it last, read only by those who keep books. */
+  usage: Frames | null
 }
 
 /**
@@ -37,7 +38,7 @@ export function createDispatch(gateway: Gateway, random: () => number): Dispatch
         attempt.entry.settle(() => usageOf(whole.body.usage))
         return answer
       } catch (error) {
-        attempt.entry.fail(error, () => usageOf(heard.usage))
+        attempt.entry.fail(error, () => usageOf(heard.usage?.usage))
         if (!isWorthAnother(attempt, error)) throw error
         failure = error
       }
@@ -136,7 +137,7 @@ async function untilToken(
 
 function hear(heard: Heard, frames: Frames): void {
   if (frames.finished) heard.finished = true
-  heard.usage = frames.usage ?? heard.usage
+  if (frames.hasUsage) heard.usage = frames
 }
 
 /** What was read, then the rest; the ledger line closes with the stream. An end before any finish_reason is a fault. */
@@ -147,7 +148,7 @@ function resume(
   heard: Heard
 ): AsyncIterable<Frames> {
   let open = true
-  const usage = () => usageOf(heard.usage)
+  const usage = () => usageOf(heard.usage?.usage)
 
   function fail(error: unknown): void {
     if (!open) return

@@ -60,12 +60,12 @@ function framesOf(reply: Reply, reads: Reads, events: EventReader, redact: Redac
         reads.close(true)
       }
       if (frames === null) continue
-      const error = frames.error
-      if (error !== undefined) {
+      const failed = frames.fault
+      if (failed !== null) {
+        const { error, before } = failed
         over = true
         reads.close(false)
         fault = vendorFault(statusOf(error), asVendorError(error), reply.headers, redact)
-        const before = frames.beforeError
         if (before !== null) return { done: false, value: before }
         break
       }

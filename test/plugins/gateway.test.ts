@@ -1104,7 +1104,7 @@ t.test('a stream', async t => {
   t.test('of frames that cannot be read fails the call', async t => {
     const broken: Frames = {
       ...chunkFrames([chunk('x')]),
-      get usage(): never {
+      get hasUsage(): never {
         throw new Error('unreadable')
       }
     }

@@ -320,8 +320,7 @@ t.test('below a prefix', async t => {
     })
   })
 
-  const todo = 'app.ts: scope.gateway.http.catchAll(scope) instead of setNotFoundHandler'
-  await t.test('a broken body for an unknown path of ours is an error of our form', { todo }, async t => {
+  await t.test('a broken body for an unknown path of ours is an error of our form', async t => {
     const answer = await host.inject({
       method: 'POST',
       url: '/llm/nope',

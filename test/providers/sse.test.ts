@@ -117,7 +117,7 @@ t.test('events that are no JSON are handed on and left alone', async t => {
   const text = `data: {"usage": 1\n\ndata: error\n\ndata\n\ndata:\n\n${event(said[1])}`
   const frames = only(text)
   t.same([...frames], [said[1]])
-  t.equal(frames.error, undefined)
+  t.equal(frames.fault?.error, undefined)
   t.equal(frames.usage, null)
   t.equal(readAll([Buffer.from(text)]).text, text)
 })
@@ -218,7 +218,7 @@ t.test('content that speaks of usage, errors and finish reasons is content', asy
       .map(chunk => event(chunk))
       .join('')
   )
-  t.equal(frames.error, undefined)
+  t.equal(frames.fault?.error, undefined)
   t.equal(frames.usage, null)
   t.equal(frames.finished, false)
   t.equal(frames.withoutUsage(), frames)
@@ -277,20 +277,20 @@ t.test('usage is null while it is null, absent, nested, or no object', async t =
 t.test('an error is found as object and as text, with what came before it apart', async t => {
   for (const error of [{ message: 'no', code: 502 }, 'no', true]) {
     const frames = only(event(said[1]) + event({ error }) + event(said[2]))
-    t.same(frames.error, error)
-    t.equal(frames.beforeError?.raw.toString(), event(said[1]))
-    t.equal(frames.beforeError?.error, undefined)
+    t.same(frames.fault?.error, error)
+    t.equal(frames.fault?.before?.raw.toString(), event(said[1]))
+    t.equal(frames.fault?.before?.fault, null)
   }
 })
 
 t.test('an error in a chunk and one in its choice are errors', async t => {
   const choices = [{ index: 0, delta: { content: '' }, finish_reason: 'error' }]
-  t.same(only(event({ choices, error: { code: 502 } })).error, { code: 502 })
-  t.same(only(event({ choices: [{ ...choices[0], error: { code: 429 } }] })).error, { code: 429 })
+  t.same(only(event({ choices, error: { code: 502 } })).fault?.error, { code: 502 })
+  t.same(only(event({ choices: [{ ...choices[0], error: { code: 429 } }] })).fault?.error, { code: 429 })
 })
 
 t.test('an error in the first event has nothing before it', async t => {
-  t.equal(only(event({ error: 'no' })).beforeError, null)
+  t.equal(only(event({ error: 'no' })).fault?.before, null)
 })
 
 t.test('usage before an error is still reported', async t => {
@@ -301,8 +301,7 @@ t.test('usage before an error is still reported', async t => {
 t.test('null, false, empty and missing errors are none', async t => {
   for (const error of [null, false, '', 0, undefined]) {
     const frames = only(event({ choices: [], error }))
-    t.equal(frames.error, undefined)
-    t.equal(frames.beforeError, null)
+    t.equal(frames.fault, null)
   }
 })
 
@@ -408,8 +407,9 @@ function summary(cuts: Uint8Array[]) {
   let [finished, hasToken, hasData] = [false, false, false]
   for (const read of frames) {
     last = read.usage ?? last
-    error = read.error
-    const before = error === undefined ? read : read.beforeError
+    const { fault } = read
+    error = fault?.error
+    const before = fault === null ? read : fault.before
     if (before !== null) {
       raw.push(before.raw)
       kept.push(Buffer.from(before.withoutUsage()?.raw ?? []))
