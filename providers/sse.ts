@@ -12,11 +12,11 @@ const wholeTerminator = '\n\ndata: [DONE]\n\n'
  * How much of a large read is searched, in bytes from its end: what ends a stream (an error, the usage, a finish_reason,
  * the terminator) comes last, and is found wherever it stands in a read of up to this size.
  */
-const searched = 8_192
+const searched = 4_096
 
 // Few alternatives on purpose: V8 searches these several times faster than one pattern that says everything. A key that
 // stands inside a string cannot match, because its closing quote would be escaped.
-const eventful = /"(?:error|usage)"\s*:\s*[^n\s]/
+const eventful = /"(error|usage)"\s*:\s*[^n\s]/g
 const erroneous = /"error"\s*:\s*[^n\s]/
 const counting = /"usage"\s*:\s*\{/
 const finish = /"finish_reason"\s*:\s*"[^"]/
@@ -168,7 +168,7 @@ export class EventFrames implements Frames {
   #tail: Tail | null
   #chunks: ChatCompletionChunk[] = []
   #events: Iterator<Event> | null = null
-  #eventful: boolean | null = null
+  #found: Words | null = null
 
   constructor(raw: Buffer, last = false, tail: Tail | null = null) {
     this.raw = raw
@@ -184,7 +184,7 @@ export class EventFrames implements Frames {
   }
 
   get hasUsage(): boolean {
-    return this.#isEventful && counting.test(this.#end().text)
+    return this.#words().usage
   }
 
   get usage(): CompletionUsage | null {
@@ -199,7 +199,7 @@ export class EventFrames implements Frames {
 
   /** The first error that an event of these carries, and the frames before it; null without one. */
   get fault(): { error: unknown; before: EventFrames | null } | null {
-    if (!this.#isEventful) return null
+    if (!this.#words().error) return null
     for (const { start, data } of found(this.raw, this.#end(), erroneous)) {
       const value = parse(data)
       const error = typeof value === 'object' && value !== null ? errorOf(value) : undefined
@@ -210,7 +210,7 @@ export class EventFrames implements Frames {
   }
 
   get hasToken(): boolean {
-    if (spoken.test(this.raw.toString('latin1', 0, Math.min(this.raw.length, 2_048)))) return true
+    if (spoken.test(this.raw.toString('latin1', 0, Math.min(this.raw.length, 1_024)))) return true
     for (const chunk of this) if (isToken(chunk)) return true
     return false
   }
@@ -267,11 +267,27 @@ export class EventFrames implements Frames {
     return this.#tail
   }
 
-  /** False is certain: neither an error nor a usage. One search for both, since most reads hold none. */
-  get #isEventful(): boolean {
-    this.#eventful ??= eventful.test(this.#end().text)
-    return this.#eventful
+  #words(): Words {
+    this.#found ??= wordsIn(this.#end().text)
+    return this.#found
   }
+}
+
+/** Whether an error or a usage may be told of; false is certain. */
+interface Words {
+  error: boolean
+  usage: boolean
+}
+
+/** One search for both words, since most reads hold neither. */
+function wordsIn(text: string): Words {
+  const words = { error: false, usage: false }
+  eventful.lastIndex = 0
+  for (let match = eventful.exec(text); match !== null; match = eventful.exec(text)) {
+    if (match[1] === 'error') words.error = true
+    else words.usage = true
+  }
+  return words
 }
 
 /** The events of the tail that a search finds, each once. */

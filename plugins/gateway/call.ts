@@ -3,6 +3,7 @@ import { Cancelled, type GatewayError, InternalError, UpstreamTimeout } from '..
 import type { Frames } from '../../schemas/frames.ts'
 import type { Answer, Caller, Facts, Inference, Outcome, Route, Router } from '../../schemas/gateway.ts'
 import { type Usage, usageOf } from '../../schemas/usage.ts'
+import type { Linked } from './running.ts'
 
 type Settled = (outcome: Outcome) => unknown
 
@@ -22,7 +23,9 @@ export interface Host {
  * One inference from entry to settlement. A class, because its identity is its state: whoever ends it first (the answer,
  * the client, a deadline, the shutdown) decides the outcome, and everybody after that finds it decided.
  */
-export class Call implements Inference {
+export class Call implements Inference, Linked<Call> {
+  before: Call | null = null
+  after: Call | null = null
   readonly operation = 'chat'
   readonly principal
   readonly id
@@ -36,8 +39,8 @@ export class Call implements Inference {
   readonly started = performance.now()
   /** Set while somebody waits for this call: how to tell them that it is over. */
   interrupt: ((reason: Error) => void) | null = null
-  /** Set once a stream is handed out: how to end it, read or not. */
-  stop: ((reason: Error) => void) | null = null
+  /** Set once a stream is handed out. */
+  relay: { stop(reason: Error): void } | null = null
   frameListeners: Array<(frames: Frames) => void> | null = null
 
   #host: Host
@@ -143,7 +146,7 @@ export class Call implements Inference {
   abort(reason: GatewayError): void {
     if (this.#outcome !== null) return
     this.#controller.abort(reason)
-    this.stop?.(reason)
+    this.relay?.stop(reason)
     const settled = this.settle(reason instanceof Cancelled ? 'cancelled' : 'failed', reason)
     const interrupt = this.interrupt
     this.interrupt = null

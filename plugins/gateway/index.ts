@@ -22,7 +22,8 @@ import {
 } from '../../schemas/gateway.ts'
 import type { AttemptLayer, LedgerEntry, Send } from '../../schemas/provider.ts'
 import { asError, Call, type Host, whenSettled } from './call.ts'
-import { relay } from './relay.ts'
+import { Relay } from './relay.ts'
+import { createRunning } from './running.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -66,7 +67,7 @@ function createKernel(log: Log) {
   const layers = new Map<Stage, Layer[]>(stages.map(stage => [stage, []]))
   const attemptLayers: AttemptLayer[] = []
   const dependencies = new Map<string, () => Readiness | Promise<Readiness>>()
-  const running = new Set<Call>()
+  const running = createRunning<Call>()
   const newId = idGenerator()
   let router: Router | null = null
   let open: Accountant = () => noBooks
@@ -158,7 +159,7 @@ function createKernel(log: Log) {
   }
 
   function ended(call: Call): void {
-    running.delete(call)
+    running.remove(call)
     if (drained !== null && running.size === 0) drained()
   }
 
@@ -222,7 +223,7 @@ function deliver(
 
 function finished(call: Call, answer: Answer): Completed {
   const { facts } = call
-  if (answer.stream) return { stream: true, frames: relay(call, answer.frames), facts }
+  if (answer.stream) return { stream: true, frames: new Relay(call, answer.frames), facts }
   call.answered(answer)
   return {
     stream: false,
