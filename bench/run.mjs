@@ -21,7 +21,6 @@ const usage = `node bench/run.mjs [options]
   --rounds N       rounds of the throughput rows (7; 2 with --quick)
   --only A,B       of ${kinds.join(', ')}
   --no-portkey     without Portkey's gateway
-  --plain-relay    a relay on undici's request and stream instead of the fastest one, on its dispatch
   --relays         only the variants of the relay, beside each other
   --no-nginx       the Node upstream, even where there is nginx
   --no-wrk         autocannon, even where there is wrk
@@ -70,7 +69,6 @@ function readFlags() {
     rounds: { type: 'string' },
     only: { type: 'string' },
     portkey: { type: 'boolean', default: true },
-    'plain-relay': { type: 'boolean', default: false },
     relays: { type: 'boolean', default: false },
     nginx: { type: 'boolean', default: true },
     wrk: { type: 'boolean', default: true },

@@ -26,7 +26,7 @@ export async function sendStream(
   reply: FastifyReply,
   answering: Promise<Completed>,
   id: string,
-  { http: { fixed }, log }: Gateway,
+  { http }: Gateway,
   options: SseOptions
 ): Promise<FastifyReply> {
   const response = reply.raw
@@ -38,7 +38,7 @@ export async function sendStream(
     open = true
     const head = headOf(facts, id, 'text/event-stream; charset=utf-8').concat(unbuffered)
     if (length !== undefined) head.push('content-length', String(length))
-    writeHead(reply, fixed, head)
+    writeHead(reply, http.fixed, head)
   }
 
   const silence = setTimeout(() => {
@@ -76,7 +76,7 @@ export async function sendStream(
     clearTimeout(silence)
     if (!open) throw error
     const fault = isGatewayError(error) ? error : new InternalError({ cause: error })
-    if (fault.statusCode >= 500) log.error({ err: error, requestId: id, code: fault.code }, fault.message)
+    http.report(error, fault, id)
     if (!response.destroyed) response.end(`data: ${JSON.stringify(errorBody(fault))}\n\n`)
   } finally {
     clearInterval(heartbeat)

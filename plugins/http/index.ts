@@ -2,7 +2,7 @@ import type { Socket } from 'node:net'
 import { Ajv } from 'ajv'
 import type { FastifyBodyParser, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
-import { errorBody, ResourceNotFound } from '../../schemas/errors.ts'
+import { errorBody, type GatewayError, ResourceNotFound } from '../../schemas/errors.ts'
 import type { Caller, Principal, TraceParent } from '../../schemas/gateway.ts'
 import { toGatewayError } from './errors.ts'
 
@@ -45,6 +45,8 @@ export interface Http {
   catchAll(scope: FastifyInstance): void
   /** The caller behind a request. `tenant` is what the body names; the signal is the transport's. */
   caller(request: FastifyRequest, signal: AbortSignal, tenant?: string | null): Caller
+  /** Logs a fault at the level that it deserves. */
+  report(error: unknown, fault: GatewayError, id: string): void
   /** The id that the answer carries as `x-request-id`. */
   id(request: FastifyRequest): string
   /** The most bytes of a body. */
@@ -74,6 +76,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       fixedList.splice(0, fixedList.length, ...Object.entries(fixed).flat())
     },
     id: idOf,
+    report,
     prepare,
     notFound,
     catchAll(scope) {
@@ -118,12 +121,19 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       .send(errorBody(error))
   }
 
+  /** What callers do wrong is theirs to see; what fails here or upstream is the operator's, except that we are closing. */
+  function report(error: unknown, fault: GatewayError, id: string): void {
+    const details = { requestId: id, code: fault.code }
+    if (fault.wire === 'shutting_down') gateway.log.info(details, fault.message)
+    else if (fault.statusCode >= 500) {
+      gateway.log.error({ err: error, cause: fault.cause, ...details }, fault.message)
+    } else gateway.log.debug(details, fault.message)
+  }
+
   function fail(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
     const fault = toGatewayError(error, bodyLimit)
     const id = idOf(request)
-    if (fault.statusCode >= 500) {
-      gateway.log.error({ err: error, cause: fault.cause, requestId: id, code: fault.code }, fault.message)
-    } else gateway.log.debug({ requestId: id, code: fault.code }, fault.message)
+    report(error, fault, id)
     if (fault.statusCode === 413) linger(request.raw.socket)
     return reply
       .code(fault.statusCode)
