@@ -208,5 +208,4 @@ export interface Kernel {
 /** What a caller showed of itself, on any lane. */
 export interface Credentials {
   readonly headers: Readonly<Record<string, string | string[] | undefined>>
-  readonly address: string
 }

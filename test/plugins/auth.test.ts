@@ -22,8 +22,7 @@ async function alone(t: Test, options: AuthOptions = {}) {
   t.teardown(() => app.close())
   await app.register(gateway, {})
   await app.register(auth, options)
-  const ask = (headers: Record<string, string>) =>
-    app.gateway.authenticate!({ headers, address: '127.0.0.1' }) as Principal
+  const ask = (headers: Record<string, string>) => app.gateway.authenticate!({ headers }) as Principal
   const local = (headers: Record<string, string> = {}) => ask({ host: 'localhost:8080', ...headers })
   const actFor = (principal: Principal, tenant: string) => app.gateway.actFor!(principal, tenant)
   return { app, ask, local, actFor }
