@@ -8,12 +8,6 @@ const finishKey = '"finish_reason"'
 const terminator = '[DONE]'
 /** As nearly everybody writes it, with the blank line before it. */
 const wholeTerminator = '\n\ndata: [DONE]\n\n'
-/**
- * How much of a large read is searched, in bytes from its end: what ends a stream (an error, the usage, a finish_reason,
- * the terminator) comes last, and is found wherever it stands in a read of up to this size.
- */
-const searched = 4_096
-
 // Few alternatives on purpose: V8 searches these several times faster than one pattern that says everything. A key that
 // stands inside a string cannot match, because its closing quote would be escaped.
 const eventful = /"(error|usage)"\s*:\s*[^n\s]/g
@@ -103,45 +97,27 @@ function boundaryAcross(held: readonly Buffer[], bytes: Buffer): number {
 
 /** Takes the terminator off, if it is here; what follows it is nobody's. */
 function take(bytes: Buffer): Read {
-  const tail = tailOf(bytes)
-  const { text, base } = tail
+  const text = bytes.toString('latin1')
   for (let at = text.indexOf(terminator); at !== -1; at = text.indexOf(terminator, at + 1)) {
     const start = text.startsWith('data: ', at - 6) ? at - 6 : at - 5
-    if (text.startsWith(wholeTerminator, start - 2)) return ended(bytes, tail, base + start)
+    if (text.startsWith(wholeTerminator, start - 2)) return ended(bytes, text, start)
     if (!text.startsWith('data:', start) || !isLineEnd(text[at + terminator.length])) continue
-    const event = eventAround(bytes, tail, at)
+    const event = eventAround(bytes, text, at)
     if (event?.data !== terminator) continue
-    return ended(bytes, tail, event.start)
+    return ended(bytes, text, event.start)
   }
-  return { frames: new EventFrames(bytes, false, tail), done: false }
+  return { frames: new EventFrames(bytes, false, text), done: false }
 }
 
 /** What came before the terminator. */
-function ended(bytes: Buffer, { base, text }: Tail, at: number): Read {
-  if (at <= base) return { frames: at === 0 ? null : new EventFrames(bytes.subarray(0, at), true), done: true }
-  const rest = { base, text: text.slice(0, at - base) }
-  return { frames: new EventFrames(bytes.subarray(0, at), true, rest), done: true }
+function ended(bytes: Buffer, text: string, at: number): Read {
+  if (at === 0) return { frames: null, done: true }
+  return { frames: new EventFrames(bytes.subarray(0, at), true, text.slice(0, at)), done: true }
 }
 
-/** The end of `raw` as latin1, one character a byte; `base` is where it begins. */
-interface Tail {
-  readonly base: number
-  readonly text: string
-}
-
-function tailOf(raw: Buffer): Tail {
-  const base = Math.max(0, raw.length - searched)
-  return { base, text: raw.toString('latin1', base) }
-}
-
-/** The event in which a position of the tail lies. It may begin before the tail does. */
-function eventAround(raw: Buffer, { text, base }: Tail, position: number): Event | undefined {
-  const start = eventStart(text, position)
-  const whole = start === 0 && base > 0
-  const events = whole
-    ? eventsIn(raw, raw.toString('latin1'), 0, eventStart(raw.toString('latin1'), base + position))
-    : eventsIn(raw, text, base, start)
-  for (const event of events) if (event.end > base + position) return event
+/** The event in which a position lies. */
+function eventAround(raw: Buffer, text: string, position: number): Event | undefined {
+  for (const event of eventsIn(raw, text, eventStart(text, position))) if (event.end > position) return event
   return undefined
 }
 
@@ -158,26 +134,26 @@ interface Event {
 }
 
 /**
- * Frames backed by the provider's bytes. What a search of their end can answer is answered without parsing; iterating
+ * Frames backed by the provider's bytes. What a search of them can answer is answered without parsing; iterating
  * parses event by event and no further than the consumer goes.
  */
 export class EventFrames implements Frames {
   readonly raw: Buffer
   readonly dialect = 'openai'
   readonly last: boolean
-  #tail: Tail | null
+  #latin1: string | null
   #chunks: ChatCompletionChunk[] = []
   #events: Iterator<Event> | null = null
   #found: Words | null = null
 
-  constructor(raw: Buffer, last = false, tail: Tail | null = null) {
+  constructor(raw: Buffer, last = false, text: string | null = null) {
     this.raw = raw
     this.last = last
-    this.#tail = tail
+    this.#latin1 = text
   }
 
   get finished(): boolean {
-    const { text } = this.#end()
+    const text = this.#text()
     // Where it is, it stands in the last event or two.
     const last = text.indexOf(finishKey, text.length - 1_024)
     return (last !== -1 && finish.test(text.slice(last))) || finish.test(text)
@@ -190,7 +166,7 @@ export class EventFrames implements Frames {
   get usage(): CompletionUsage | null {
     if (!this.hasUsage) return null
     let usage: CompletionUsage | null = null
-    for (const { data } of found(this.raw, this.#end(), counting)) {
+    for (const { data } of found(this.raw, this.#text(), counting)) {
       const chunk = parse(data)
       if (isChunk(chunk) && typeof chunk.usage === 'object' && chunk.usage !== null) usage = chunk.usage
     }
@@ -200,7 +176,7 @@ export class EventFrames implements Frames {
   /** The first error that an event of these carries, and the frames before it; null without one. */
   get fault(): { error: unknown; before: EventFrames | null } | null {
     if (!this.#words().error) return null
-    for (const { start, data } of found(this.raw, this.#end(), erroneous)) {
+    for (const { start, data } of found(this.raw, this.#text(), erroneous)) {
       const value = parse(data)
       const error = typeof value === 'object' && value !== null ? errorOf(value) : undefined
       if (!error) continue
@@ -216,14 +192,12 @@ export class EventFrames implements Frames {
   }
 
   get hasData(): boolean {
-    return (
-      this.raw.toString('latin1', 0, 4) === 'data' || /(?:[\r\n]|^\xef\xbb\xbf)data/.test(this.raw.toString('latin1'))
-    )
+    return this.raw.toString('latin1', 0, 4) === 'data' || /(?:[\r\n]|^\xef\xbb\xbf)data/.test(this.#text())
   }
 
   /** True when everything that these events say is JSON. */
   get isReadable(): boolean {
-    const events = eventsIn(this.raw, this.raw.toString('latin1'))
+    const events = eventsIn(this.raw, this.#text())
     for (const { data } of events) if (data !== null && parse(data) === undefined) return false
     return true
   }
@@ -231,7 +205,7 @@ export class EventFrames implements Frames {
   withoutUsage(): Frames | null {
     const kept: Buffer[] = []
     let from = 0
-    for (const { start, end, data } of found(this.raw, this.#end(), counting)) {
+    for (const { start, end, data } of found(this.raw, this.#text(), counting)) {
       const chunk = parse(data)
       if (!isChunk(chunk) || !isUsageOnly(chunk)) continue
       if (start > from) kept.push(this.raw.subarray(from, start))
@@ -252,7 +226,7 @@ export class EventFrames implements Frames {
   }
 
   #parseNext(): ChatCompletionChunk | null {
-    this.#events ??= eventsIn(this.raw, this.raw.toString('latin1'))
+    this.#events ??= eventsIn(this.raw, this.#text())
     for (let read = this.#events.next(); !read.done; read = this.#events.next()) {
       const value = parse(read.value.data)
       if (!isChunk(value)) continue
@@ -262,13 +236,13 @@ export class EventFrames implements Frames {
     return null
   }
 
-  #end(): Tail {
-    this.#tail ??= tailOf(this.raw)
-    return this.#tail
+  #text(): string {
+    this.#latin1 ??= this.raw.toString('latin1')
+    return this.#latin1
   }
 
   #words(): Words {
-    this.#found ??= wordsIn(this.#end().text)
+    this.#found ??= wordsIn(this.#text())
     return this.#found
   }
 }
@@ -290,14 +264,13 @@ function wordsIn(text: string): Words {
   return words
 }
 
-/** The events of the tail that a search finds, each once. */
-function* found(raw: Buffer, tail: Tail, pattern: RegExp): Generator<Event> {
-  const { text, base } = tail
+/** The events that a search finds, each once. */
+function* found(raw: Buffer, text: string, pattern: RegExp): Generator<Event> {
   for (let at = text.search(pattern), from = 0; at !== -1; ) {
-    const event = eventAround(raw, tail, from + at)
+    const event = eventAround(raw, text, from + at)
     if (event === undefined) return
     yield event
-    from = Math.max(from + at + 1, event.end - base)
+    from = Math.max(from + at + 1, event.end)
     at = text.slice(from).search(pattern)
   }
 }
@@ -317,37 +290,37 @@ function eventStart(text: string, position: number): number {
   return 0
 }
 
-/** The events of `raw`, one at a time, from a position of `text` on, which is the latin1 of `raw` after `base`. */
-function* eventsIn(raw: Buffer, text: string, base = 0, from = 0): Generator<Event> {
+/** The events of `raw` from a position on, one at a time; `text` is the latin1 of `raw`: one character a byte. */
+function* eventsIn(raw: Buffer, text: string, from = 0): Generator<Event> {
   let start = from
   let line = from
   let data: string | null = null
   // A byte order mark may stand before the first field of a stream.
-  if (base + from === 0 && text.startsWith('\xef\xbb\xbf')) line = 3
+  if (from === 0 && text.startsWith('\xef\xbb\xbf')) line = 3
   while (line < text.length) {
     const lf = text.indexOf('\n', line)
     const cr = text.slice(line, lf === -1 ? undefined : lf).indexOf('\r')
     const end = cr !== -1 ? line + cr : lf === -1 ? text.length : lf
     const next = text[end] === '\r' && text[end + 1] === '\n' ? end + 2 : end + 1
     if (end === line) {
-      yield { start: base + start, end: base + next, data }
+      yield { start, end: next, data }
       start = next
       data = null
     } else {
-      const value = dataOf(raw, text, base, line, end)
+      const value = dataOf(raw, text, line, end)
       if (value !== null) data = data === null ? value : `${data}\n${value}`
     }
     line = next
   }
-  if (start < text.length) yield { start: base + start, end: raw.length, data }
+  if (start < text.length) yield { start, end: text.length, data }
 }
 
 /** The value of a `data:` line, without the one space that may follow the colon; null for any other line. */
-function dataOf(raw: Buffer, text: string, base: number, start: number, end: number): string | null {
+function dataOf(raw: Buffer, text: string, start: number, end: number): string | null {
   if (!text.startsWith('data', start)) return null
   if (end - start === 4) return ''
   if (text[start + 4] !== ':') return null
-  return raw.toString('utf8', base + (text[start + 5] === ' ' ? start + 6 : start + 5), base + end)
+  return raw.toString('utf8', text[start + 5] === ' ' ? start + 6 : start + 5, end)
 }
 
 /** Events that are no JSON are forwarded and otherwise left alone. */
