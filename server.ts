@@ -82,10 +82,12 @@ async function readFile(named: string | undefined): Promise<unknown> {
 
 /** An address that others can reach needs somebody who may call, or the word of the operator that everybody may. */
 function refuseOpenDoor({ server, plugins, tenants }: Settings): void {
-  if (isLoopback(server.host) || plugins.auth === false) return
-  const { adminToken, anonymousTenant, jwt } = plugins.auth
-  const keys = Object.values(tenants).some(tenant => tenant.keys.length > 0)
-  if (adminToken !== undefined || keys || jwt || (anonymousTenant !== false && anonymousTenant !== 'auto')) return
+  if (isLoopback(server.host)) return
+  if (plugins.auth !== false) {
+    const { adminToken, anonymousTenant, jwt } = plugins.auth
+    const keys = Object.values(tenants).some(tenant => tenant.keys.length > 0)
+    if (adminToken !== undefined || keys || jwt || (anonymousTenant !== false && anonymousTenant !== 'auto')) return
+  }
   throw new StartError(
     `server.host is ${server.host}, which other machines can reach, and nobody has a key. Set ADMIN_TOKEN, or ` +
       'tenants.<name>.keys, or plugins.auth.anonymousTenant to the tenant that everybody may spend for.'

@@ -13,11 +13,13 @@ export interface AuthOptions {
   anonymousTenant?: string | false
   /** Lets its holder do everything, also call models for any tenant. */
   adminToken?: string
+  /** Configured: closes anonymous access as a key does. */
+  jwt?: object | false
   /** A generated admin token protects the admin routes; only one that somebody set closes anonymous access. */
   adminTokenGenerated?: boolean
   /** Configured tenants: their keys, and whether a caller without a key may name them. */
   tenants?: Readonly<Record<string, { keys?: readonly string[]; open?: boolean }>>
-  /** Origins whose pages may call without a key; those of CORS. */
+  /** Origins whose pages may call without a key: those of CORS by name, `*` is none. */
   origins?: readonly string[]
 }
 
@@ -43,7 +45,8 @@ async function auth(app: FastifyInstance, options: AuthOptions): Promise<void> {
   const admin: Principal = { tenant: 'public', key: 'admin', kind: 'admin', scopes: ['chat', 'admin'] }
   const named = options.anonymousTenant ?? 'auto'
   const closed =
-    named === false || (named === 'auto' && (keys.size > 0 || (!!adminHash && !options.adminTokenGenerated)))
+    named === false ||
+    (named === 'auto' && (keys.size > 0 || !!options.jwt || (!!adminHash && !options.adminTokenGenerated)))
   const anonymous: Principal = {
     tenant: named === false || named === 'auto' ? 'public' : named,
     key: null,

@@ -8,7 +8,6 @@ type Open = { [field: string]: unknown }
 const nullable = <T extends Parameters<typeof Type.Union>[0][number]>(schema: T) => Type.Union([schema, Type.Null()])
 const Text = Type.String()
 
-export const TextPart = Type.Object({ type: Type.Literal('text'), text: Text })
 export const ToolCall = Type.Object({
   id: Type.Optional(Text),
   type: Type.Optional(Text),

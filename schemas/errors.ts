@@ -73,7 +73,7 @@ export const UnsupportedMediaType = fault(
   'invalid_request_error',
   'Send the request as application/json.'
 )
-export const UpstreamRejected = fault(null, 400, 'invalid_request_error', '%s')
+export const UpstreamRejected = fault(null, 400, 'invalid_request_error', '%s', 'upstream_rejected')
 export const UpstreamRateLimited = fault(
   'upstream_rate_limited',
   429,
@@ -102,8 +102,8 @@ export const Cancelled = fault(
 )
 export const InternalError = fault('internal_error', 500, 'server_error', 'The gateway failed to handle this request.')
 
-function fault(wire: string | null, statusCode: number, type: string, message: string): Fault {
-  const name = wire ?? (type === 'invalid_request_error' ? 'invalid_request' : type)
+function fault(wire: string | null, statusCode: number, type: string, message: string, own = 'invalid_request'): Fault {
+  const name = wire ?? own
   const Made = createError(`GATEWAY_${name.toUpperCase()}`, message, statusCode, Error, statusCode === 500)
   // Statuses that the OpenAI SDK repeats by itself stay silent; for the rest a repeat is useless and we say so.
   const headers = statusCode < 500 && statusCode !== 429 ? useless : {}

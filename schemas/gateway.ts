@@ -116,7 +116,13 @@ export type Answer =
   | { readonly stream: true; readonly frames: AsyncIterable<Frames> }
 
 /** An answer as `complete` gives it: with what is known of the call. */
-export type Completed = Answer & { readonly facts: Facts }
+export type Completed = { readonly facts: Facts } & (
+  | Extract<Answer, { stream: false }>
+  | {
+      readonly stream: true
+      readonly frames: AsyncIterableIterator<Frames, undefined> & { return(): Promise<unknown> }
+    }
+)
 
 export type Dispatch = (inference: Inference) => Promise<Answer>
 

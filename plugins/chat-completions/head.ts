@@ -13,22 +13,24 @@ export function headOf(facts: Facts | null, id: string, type: string): string[] 
     head.push('x-gateway-provider', facts.target.provider.name, 'x-gateway-model', facts.target.model)
   }
   head.push('x-gateway-attempts', String(facts.attempts), 'x-gateway-cache', facts.cache)
-  if (facts.warnings.length > 0) head.push('x-gateway-warnings', facts.warnings.join('; '))
+  if (facts.warnings.length > 0)
+    head.push('x-gateway-warnings', facts.warnings.join('; ').replace(/[^\t\x20-\x7e]/g, '?'))
   return head
 }
 
-/** Writes the head of a hijacked reply. What hooks have set with reply.header() goes with it; ours win. */
+/** Writes the head and takes the reply over. What hooks have set with reply.header() goes with it; ours win. */
 export function writeHead(reply: FastifyReply, fixed: readonly string[], own: readonly string[]): void {
-  reply.hijack()
   const set = reply.getHeaders()
   for (const _name in set) {
     reply.headers(pairs(fixed)).headers(pairs(own))
     for (const [name, value] of Object.entries(reply.getHeaders()))
       if (value !== undefined) reply.raw.setHeader(name, value)
     reply.raw.writeHead(200)
+    reply.hijack()
     return
   }
   reply.raw.writeHead(200, fixed.concat(own))
+  reply.hijack()
 }
 
 /** The same as an object. */

@@ -66,7 +66,10 @@ function sendWhole(
   fixed: readonly string[],
   direct: boolean
 ): FastifyReply {
-  if (answer.stream) throw new Error('A layer answered a whole request with a stream.')
+  if (answer.stream) {
+    void answer.frames.return()
+    throw new Error('A layer answered a whole request with a stream.')
+  }
   const body = bytesOf(answer.raw) ?? Buffer.from(JSON.stringify(answer.body))
   const head = headOf(answer.facts, id, 'application/json; charset=utf-8')
   if (!direct) return reply.headers(pairs(fixed)).headers(pairs(head)).send(body)

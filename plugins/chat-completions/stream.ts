@@ -15,8 +15,6 @@ export interface SseOptions {
 /** Proxies on the way are not to store, compress or collect what is meant to arrive as it comes. */
 const unbuffered = ['cache-control', 'no-cache, no-transform', 'x-accel-buffering', 'no']
 const terminator = 'data: [DONE]\n\n'
-/** What may wait in our memory for a slow reader, in bytes; above it the provider is not read on. */
-const highWater = 65_536
 
 /**
  * Writes a stream as server-sent events. The headers leave with the first token, so that until then a fault is an
@@ -32,6 +30,7 @@ export async function sendStream(
   const response = reply.raw
   let open = false
   let heartbeat: NodeJS.Timeout | undefined
+  let source: Extract<Completed, { stream: true }>['frames'] | undefined
 
   /** `length` is known when everything there is to say is said at once. */
   function start(facts: Facts | null, length?: number): void {
@@ -49,11 +48,11 @@ export async function sendStream(
 
   try {
     const answer = await answering
-    clearTimeout(silence)
     if (!answer.stream) throw new Error('A layer answered a stream request with a whole answer.')
-    const source = answer.frames[Symbol.asyncIterator]()
+    source = answer.frames
     let waiting: Uint8Array | null = null
     for (let read = await source.next(); !read.done; read = await source.next()) {
+      clearTimeout(silence)
       const bytes = bytesOf(read.value)
       // The end is announced only when the call has settled, so what is said to be the last waits for it.
       if (read.value.last && waiting === null) {
@@ -66,14 +65,16 @@ export async function sendStream(
       response.write(bytes)
       if (heartbeat === undefined) heartbeat = setInterval(beat, options.heartbeat, response)
       else heartbeat.refresh()
-      if (response.writableLength > highWater) await drained(response)
-      if (response.destroyed) await source.return?.()
+      if (response.writableNeedDrain) await drained(response)
+      if (response.destroyed) await source.return()
     }
+    clearTimeout(silence)
     if (!open) start(answer.facts, (waiting?.length ?? 0) + terminator.length)
     if (waiting !== null) response.write(waiting)
     response.end(terminator)
   } catch (error) {
     clearTimeout(silence)
+    void source?.return()
     if (!open) throw error
     const fault = isGatewayError(error) ? error : new InternalError({ cause: error })
     http.report(error, fault, id)

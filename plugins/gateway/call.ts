@@ -48,7 +48,7 @@ export class Call implements Inference, Linked<Call> {
   #controller = new AbortController()
   #request: ChatRequest
   #route: Route
-  #timer: NodeJS.Timeout
+  #timer: NodeJS.Timeout | undefined
   #leave = () => this.leave()
   #settledListeners: Settled[] | null = null
   #outcome: Outcome | null = null
@@ -68,8 +68,7 @@ export class Call implements Inference, Linked<Call> {
     this.idempotencyKey = caller.idempotencyKey
     this.origin = caller.origin
     this.wantsUsage = request.stream_options?.include_usage === true
-    const total = Math.min(this.#route.timeouts.total, caller.deadline ?? longestTimer, longestTimer)
-    this.#timer = setTimeout(expire, total, this, total)
+    this.#timer = this.#arm(caller.deadline)
     caller.signal.addEventListener('abort', this.#leave)
   }
 
@@ -84,6 +83,7 @@ export class Call implements Inference, Linked<Call> {
   set request(request: ChatRequest) {
     if (request.model !== this.#request.model || request.task !== this.#request.task) {
       this.#route = this.#host.router.resolve(request)
+      if (this.#outcome === null) this.#timer = this.#arm(this.deadline)
     }
     this.#request = request
   }
@@ -127,6 +127,19 @@ export class Call implements Inference, Linked<Call> {
     }
   }
 
+  /** A stream is handed out: its client counted its own limit only until now, the route's goes on. */
+  delivered(): void {
+    if (this.deadline !== undefined) this.#timer = this.#arm(undefined)
+  }
+
+  /** The time limit of the whole call, of which some may have passed. */
+  #arm(deadline: number | undefined): NodeJS.Timeout {
+    clearTimeout(this.#timer)
+    const total = Math.min(this.#route.timeouts.total, deadline ?? longestTimer, longestTimer)
+    const passed = this.#timer === undefined ? 0 : performance.now() - this.started
+    return setTimeout(expire, Math.max(0, total - passed), this, total)
+  }
+
   /** Notes the frames in which a stream spoke of its usage, to be read if anybody asks; the last word counts. */
   report(frames: Frames): void {
     this.#reported = frames
@@ -159,6 +172,8 @@ export class Call implements Inference, Linked<Call> {
     this.#outcome = { status, error, duration: performance.now() - this.started }
     clearTimeout(this.#timer)
     this.#caller.signal.removeEventListener('abort', this.#leave)
+    // Layers may have dropped a stream that nobody will ever read: what is still open upstream ends with the call.
+    if (status !== 'completed' || this.facts.attempts > 1) this.#controller.abort(error ?? new Cancelled())
     if (this.#settledListeners === null) this.#host.ended(this)
     else this.#settling = this.#finish(this.#settledListeners, this.#outcome)
     return this.#settling

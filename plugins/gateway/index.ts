@@ -223,7 +223,11 @@ function deliver(
 
 function finished(call: Call, answer: Answer): Completed {
   const { facts } = call
-  if (answer.stream) return { stream: true, frames: new Relay(call, answer.frames), facts }
+  if (answer.stream) {
+    const frames = new Relay(call, answer.frames)
+    call.delivered()
+    return { stream: true, frames, facts }
+  }
   call.answered(answer)
   return {
     stream: false,

@@ -1,8 +1,9 @@
+import type { IncomingMessage } from 'node:http'
 import type { Socket } from 'node:net'
 import { Ajv } from 'ajv'
 import type { FastifyBodyParser, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
-import { errorBody, type GatewayError, ResourceNotFound } from '../../schemas/errors.ts'
+import { errorBody, type GatewayError, InvalidApiKey, ResourceNotFound } from '../../schemas/errors.ts'
 import type { Caller, Principal, TraceParent } from '../../schemas/gateway.ts'
 import { toGatewayError } from './errors.ts'
 
@@ -126,7 +127,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     const details = { requestId: id, code: fault.code }
     if (fault.wire === 'shutting_down') gateway.log.info(details, fault.message)
     else if (fault.statusCode >= 500) {
-      gateway.log.error({ err: error, cause: fault.cause, ...details }, fault.message)
+      gateway.log.error({ err: error, ...details }, fault.message)
     } else gateway.log.debug(details, fault.message)
   }
 
@@ -134,7 +135,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     const fault = toGatewayError(error, bodyLimit)
     const id = idOf(request)
     report(error, fault, id)
-    if (fault.statusCode === 413) linger(request.raw.socket)
+    if (fault.wire === 'request_too_large') linger(request.raw.socket)
     return reply
       .code(fault.statusCode)
       .headers(fixed)
@@ -165,6 +166,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     if (options.open) return
     scope.addHook('onRequest', (request, _reply, done) => {
       if (!gateway.authenticate) return done()
+      if (isTwofold(request.raw)) throw new InvalidApiKey('This request carries two different credentials.')
       const principal = gateway.authenticate({ headers: request.headers })
       if (!(principal instanceof Promise)) {
         request[principalKey] = principal
@@ -176,6 +178,18 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       }, done)
     })
   }
+}
+
+/** Node keeps the first of several Authorization headers; a proxy before us may have looked at another one. */
+function isTwofold(request: IncomingMessage): boolean {
+  const { authorization } = request.headers
+  if (authorization === undefined) return false
+  const raw = request.rawHeaders
+  return raw.some((name, index) => index % 2 === 0 && isCredential(name) && raw[index + 1] !== authorization)
+}
+
+function isCredential(name: string): boolean {
+  return name.length === 13 && name.toLowerCase() === 'authorization'
 }
 
 function serialize(payload: unknown): string {

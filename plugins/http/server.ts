@@ -45,14 +45,21 @@ function trustHops(hops: number): (address: string, hop: number) => boolean {
 function clientErrorHandler(error: ConnectionError, socket: Socket): void {
   if (error.code === 'ECONNRESET' || socket.destroyed) return
   const { statusCode, message } = describe(error)
-  if (socket.writable) {
+  if (socket.writable && !isAnswering(socket)) {
     const body = JSON.stringify(errorBody(detail(new InvalidRequest(message), { statusCode })))
     socket.write(
       `HTTP/1.1 ${statusCode} ${STATUS_CODES[statusCode]}\r\nconnection: close\r\ncontent-type: application/json; charset=utf-8\r\n` +
-        `content-length: ${Buffer.byteLength(body)}\r\nx-should-retry: false\r\n\r\n${body}`
+        `content-length: ${Buffer.byteLength(body)}\r\n${statusCode === 408 ? '' : 'x-should-retry: false\r\n'}\r\n${body}`
     )
   }
   socket.destroySoon()
+}
+
+/** An answer is on its way already: nothing may be written into it. Node's own handler looks at the same field. */
+function isAnswering(socket: Socket): boolean {
+  if (!('_httpMessage' in socket)) return false
+  const message = socket._httpMessage
+  return typeof message === 'object' && message !== null && 'headersSent' in message && message.headersSent === true
 }
 
 function describe(error: ConnectionError): { statusCode: number; message: string } {

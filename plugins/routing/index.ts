@@ -3,7 +3,7 @@ import fp from 'fastify-plugin'
 import type { Timeouts } from '../../schemas/gateway.ts'
 import type { Provider } from '../../schemas/provider.ts'
 import { createDispatch } from './dispatch.ts'
-import { createModels, type Models } from './models.ts'
+import { createModels, type Models, printable } from './models.ts'
 
 declare module '../../schemas/gateway.ts' {
   interface Gateway {
@@ -55,6 +55,8 @@ async function routingPlugin(app: FastifyInstance, options: RoutingOptions): Pro
   gateway.decorate('providers', {
     register(provider) {
       if (ready) throw new Error('gateway.providers.register is refused once the instance is ready.')
+      if (!printable.test(provider.name))
+        throw new Error(`'${provider.name}' is not a provider's name: visible ASCII only.`)
       if (registered.has(provider.name)) throw new Error(`A provider named '${provider.name}' is registered already.`)
       registered.set(provider.name, provider)
     },

@@ -1,7 +1,7 @@
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { detail, InvalidRequest, ModelNotFound, UpstreamError } from '../../schemas/errors.ts'
 import type { Log, Route, Target } from '../../schemas/gateway.ts'
-import type { Provider } from '../../schemas/provider.ts'
+import type { ModelInfo, Provider } from '../../schemas/provider.ts'
 import { defaultTimeouts, type ModelOptions, type RoutingOptions } from './index.ts'
 
 /** A model as `GET /v1/models` lists it. */
@@ -23,7 +23,7 @@ export interface Models {
 }
 
 /** Names travel in headers: nothing but visible ASCII. */
-const printable = /^[\x21-\x7e]+$/
+export const printable = /^[\x21-\x7e]+$/
 
 /** The routing table. Aliases are compiled once, when all providers are registered; nothing of it changes afterwards. */
 export function createModels(
@@ -90,10 +90,20 @@ export function createModels(
   async function list(): Promise<ListedModel[]> {
     if (aliases.length > 0) return aliases.map(([id]) => listed(id, 'fastify-model-gateway', started))
     const named = [...providers.values()].map(async provider => {
-      const models = (await provider.models?.()) ?? []
+      const models = await listedBy(provider)
       return models.map(({ id, created }) => listed(`${provider.name}/${id}`, provider.name, created ?? started))
     })
     return (await Promise.all(named)).flat()
+  }
+
+  /** A provider that cannot say what it has does not hide what the others have. */
+  async function listedBy(provider: Provider): Promise<ModelInfo[]> {
+    try {
+      return (await provider.models?.()) ?? []
+    } catch (error) {
+      log.warn({ err: error, provider: provider.name }, 'a provider could not list its models')
+      return []
+    }
   }
 
   async function get(id: string): Promise<ListedModel | undefined> {

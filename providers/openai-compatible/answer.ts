@@ -5,7 +5,7 @@ import type { Answer } from '../../schemas/gateway.ts'
 import { type EventReader, eventReader } from '../sse.ts'
 import { type Reads, type Reply, type VendorError, vendorFault } from '../upstream.ts'
 
-const errorKey = /"error"\s*:\s*[^n\s]/
+const errorKey = /"error"\s*:\s*[^n\s]|"object"\s*:\s*"error"/
 const openBrace = 123
 const closeBrace = 125
 

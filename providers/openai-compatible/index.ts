@@ -63,14 +63,21 @@ function createProvider(options: OpenAICompatibleOptions): { provider: Provider;
 
   function headersFor(attempt: Attempt): string[] {
     const own = perKey.length === 0 ? fixed : perKey[turn++ % perKey.length]!
-    let headers = own
-    for (const name in attempt.headers) headers = [...headers, name, attempt.headers[name]!]
-    if (forward.length === 0) return headers
+    let layered = forward.length > 0
+    for (const _name in attempt.headers) layered = true
+    if (!layered) return own
+    // Our own win over those of layers, theirs over the client's; each name goes out once.
+    const headers = new Map<string, string>()
     for (const name of forward) {
       const value = attempt.caller.origin.headers?.[name]
-      if (typeof value === 'string' && !(name in attempt.headers)) headers = [...headers, name, value]
+      if (typeof value === 'string') headers.set(name, value)
     }
-    return headers
+    for (const name in attempt.headers) {
+      const lower = name.toLowerCase()
+      if (!neverForwarded.has(lower)) headers.set(lower, attempt.headers[name]!)
+    }
+    for (let index = 0; index < own.length; index += 2) headers.set(own[index]!, own[index + 1]!)
+    return [...headers].flat()
   }
 
   async function send(attempt: Attempt) {
