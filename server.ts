@@ -38,6 +38,7 @@ async function main(): Promise<void> {
     process.stdout.write(help)
     return
   }
+  loadEnvironment()
   const file = flags.config ?? (process.env['GATEWAY_CONFIG'] || undefined)
   const { settings, notes } = readConfig(await readFile(file), process.env)
   refuseOpenDoor(settings)
@@ -59,6 +60,16 @@ function readFlags() {
     return parseArgs({ options, strict: true }).values
   } catch (error) {
     throw new StartError(`${error instanceof Error ? error.message : error}\n\n${help}`)
+  }
+}
+
+/** Adds what ./.env says to the environment, where there is one; what is set already stays. */
+function loadEnvironment(): void {
+  try {
+    process.loadEnvFile()
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return
+    throw new StartError(`.env cannot be read: ${error instanceof Error ? error.message : error}`)
   }
 }
 
