@@ -34,10 +34,10 @@ export async function sendStream(
 
   /** `length` is known when everything there is to say is said at once. */
   function start(facts: Facts | null, length?: number): void {
-    open = true
     const head = headOf(facts, id, 'text/event-stream; charset=utf-8').concat(unbuffered)
     if (length !== undefined) head.push('content-length', String(length))
     writeHead(reply, http.fixed, head)
+    open = true
   }
 
   const silence = setTimeout(() => {
