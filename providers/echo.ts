@@ -30,6 +30,7 @@ function createEcho(name: string, shape: Shape): Provider {
   return {
     name,
     capabilities: { dialects: [], tools: false, images: false },
+    price: { input: 0, output: 0 },
     models: async () => [{ id: 'echo', created: 0 }],
     async send({ request, signal, inference }: Attempt) {
       signal.throwIfAborted()

@@ -1,6 +1,6 @@
 import type { ChatCompletionChunk, CompletionUsage } from '../schemas/chat.ts'
 import { UpstreamError } from '../schemas/errors.ts'
-import { type Frames, isToken, isUsageOnly } from '../schemas/frames.ts'
+import { type Frames, isToken, isUsageOnly, spokenKeys } from '../schemas/frames.ts'
 
 const LF = 10
 const CR = 13
@@ -16,6 +16,9 @@ const counting = /"usage"\s*:\s*\{/
 const finish = /"finish_reason"\s*:\s*"[^"]/
 /** What most first tokens look like; everything else is parsed. */
 const spoken = /"(?:content|arguments)"\s*:\s*"[^"]/
+
+/** Up to the first character of a text that is not empty. */
+const saying = new RegExp(`"(?:${spokenKeys.join('|')})"\\s*:\\s*"(?!")`, 'g')
 
 /** What arrived with one network read: whole events, and whether the stream said that it is over. */
 export interface Read {
@@ -145,6 +148,7 @@ export class EventFrames implements Frames {
   #chunks: ChatCompletionChunk[] = []
   #events: Iterator<Event> | null = null
   #found: Words | null = null
+  #said: Said | null = null
 
   constructor(raw: Buffer, last = false, text: string | null = null) {
     this.raw = raw
@@ -193,6 +197,16 @@ export class EventFrames implements Frames {
 
   get hasData(): boolean {
     return this.raw.toString('latin1', 0, 4) === 'data' || /(?:[\r\n]|^\xef\xbb\xbf)data/.test(this.#text())
+  }
+
+  get pieces(): number {
+    this.#said ??= saidIn(this.#text())
+    return this.#said.pieces
+  }
+
+  get textBytes(): number {
+    this.#said ??= saidIn(this.#text())
+    return this.#said.bytes
   }
 
   /** True when everything that these events say is JSON. */
@@ -262,6 +276,68 @@ function wordsIn(text: string): Words {
     else words.usage = true
   }
   return words
+}
+
+/** How much these events say. */
+interface Said {
+  pieces: number
+  bytes: number
+}
+
+/**
+ * Finds texts without parsing. No line end stands inside JSON text, so texts without one between them are of one event;
+ * there the same words under a second name, as OpenRouter sends its reasoning, count once.
+ */
+function saidIn(text: string): Said {
+  const said = { pieces: 0, bytes: 0 }
+  let lineEnd = -1
+  let before = ''
+  saying.lastIndex = 0
+  while (saying.test(text)) {
+    const start = saying.lastIndex
+    const end = closingQuote(text, start)
+    const words = text.slice(start, end)
+    saying.lastIndex = end + 1
+    if (start > lineEnd) {
+      said.pieces++
+      lineEnd = endOfLine(text, end)
+    } else if (words === before) continue
+    said.bytes += words.includes('\\') ? unescapedBytes(words) : words.length
+    before = words
+  }
+  return said
+}
+
+/** The first quote from a position on that no backslash escapes. */
+function closingQuote(text: string, from: number): number {
+  for (let at = text.indexOf('"', from); at !== -1; at = text.indexOf('"', at + 1)) {
+    let slash = at
+    while (slash > from && text[slash - 1] === '\\') slash--
+    if ((at - slash) % 2 === 0) return at
+  }
+  return text.length
+}
+
+function endOfLine(text: string, from: number): number {
+  const lf = text.indexOf('\n', from)
+  if (lf !== -1) return lf
+  const cr = text.indexOf('\r', from)
+  return cr === -1 ? text.length : cr
+}
+
+/** Bytes of a JSON text once its escapes are what they stand for. */
+function unescapedBytes(words: string): number {
+  let bytes = words.length
+  for (let at = words.indexOf('\\'); at !== -1; at = words.indexOf('\\', at + (words[at + 1] === 'u' ? 6 : 2))) {
+    bytes -= words[at + 1] === 'u' ? 6 - utf8Length(Number.parseInt(words.slice(at + 2, at + 6), 16)) : 1
+  }
+  return bytes
+}
+
+/** Bytes of a UTF-16 unit; a half of a pair takes half of its four. */
+function utf8Length(unit: number): number {
+  if (unit < 0x80) return 1
+  return unit < 0x8_00 || (unit >= 0xd8_00 && unit < 0xe0_00) ? 2 : 3
 }
 
 /** The events that a search finds, each once. */

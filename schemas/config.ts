@@ -1,9 +1,9 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { Flag, Usd, Words } from './atoms.ts'
+import { Flag, Words } from './atoms.ts'
 import { Size, Timeout } from './duration.ts'
 import { type Environment, resolveSecrets, variableOf, withEnvironment } from './environment.ts'
 import { ConfigError, report } from './faults.ts'
-import { Models, Tasks, Tenants } from './model-options.ts'
+import { Budget, Models, Tasks, Tenants } from './model-options.ts'
 import { PluginOptions } from './plugin-options.ts'
 import { defaultProviders, Providers } from './provider-options.ts'
 import { isRecord, read } from './reader.ts'
@@ -53,8 +53,15 @@ const Log = closed({
 export const Config = closed({
   server: preset(Server, {}),
   log: preset(Log, {}),
+  /** false: nothing is stored; budgets are forgotten with the process, and there are no keys over HTTP and no ledger. */
   store: preset(
-    text('^(sqlite:.+|postgres(ql)?://.+)$', 'sqlite:FILE or a postgres:// URL', { hidden: true }),
+    Type.Union(
+      [
+        Type.Literal(false),
+        text('^(sqlite:.+|postgres(ql)?://.+)$', 'sqlite:FILE or a postgres:// URL', { hidden: true })
+      ],
+      { allowed: 'false, sqlite:FILE or a postgres:// URL', hidden: true }
+    ),
     'sqlite:./data/gateway.db'
   ),
   /** Absent: a single process. */
@@ -69,7 +76,7 @@ export const Config = closed({
   /** Of the whole gateway; absent: none. */
   budget: Type.Optional(
     closed({
-      dailyLimitUsd: Usd,
+      dailyLimitUsd: Budget,
       hardStop: preset(Flag, true),
       warningThreshold: preset(Type.Number({ minimum: 0, maximum: 1 }), 0.8)
     })

@@ -47,6 +47,63 @@ export function errorBody(error: GatewayError): ErrorBody {
 // The table of design.md section 6. A new fault is a new line here and a line in docs/errors.md.
 export const InvalidRequest = fault(null, 400, 'invalid_request_error', '%s')
 export const InvalidApiKey = fault('invalid_api_key', 401, 'invalid_request_error', '%s')
+export const KeyNotFound = fault('key_not_found', 404, 'invalid_request_error', 'The key `%s` does not exist.')
+export const TenantDisabled = fault('tenant_disabled', 403, 'permission_error', 'The tenant `%s` is switched off.')
+export const TenantExists = fault('tenant_exists', 409, 'invalid_request_error', 'The tenant `%s` exists already.')
+export const TenantReadOnly = fault(
+  'tenant_read_only',
+  409,
+  'invalid_request_error',
+  'The tenant `%s` stands in the configuration file and is changed there.'
+)
+export const MissingScope = fault('missing_scope', 403, 'permission_error', 'This credential lacks the scope `%s`.')
+export const ModelNotAllowed = fault(
+  'model_not_allowed',
+  403,
+  'permission_error',
+  'The tenant `%s` may not use the model `%s`.'
+)
+export const ModelUnpriced = fault(
+  'model_unpriced',
+  403,
+  'permission_error',
+  'Nobody knows what the model `%s` costs: set a price for its targets, or plugins.budgets.unpriced to allow.'
+)
+export const RequestCostExceeded = fault(
+  'request_cost_exceeded',
+  403,
+  'permission_error',
+  'This request would cost about $%s; one request of this tenant may cost $%s. Lower max_tokens or send less.'
+)
+export const InsufficientQuota = detailed(fault('insufficient_quota', 429, 'insufficient_quota', '%s'), {
+  'x-should-retry': 'false'
+})
+export const RateLimitExceeded = fault('rate_limit_exceeded', 429, 'rate_limit_error', '%s')
+export const LedgerUnavailable = fault(
+  'ledger_unavailable',
+  503,
+  'server_error',
+  'This call cannot be written down, so it is not made: %s'
+)
+export const LimitsUnavailable = fault(
+  'limits_unavailable',
+  503,
+  'server_error',
+  'Limits and budgets cannot be checked, so the call is not made: %s'
+)
+export const StoreUnavailable = fault(
+  'store_unavailable',
+  503,
+  'server_error',
+  'The database of this gateway cannot be reached: %s'
+)
+export const SharedUnavailable = fault('shared_unavailable', 503, 'server_error', 'Redis cannot be asked: %s')
+export const IdempotencyKeyReused = fault(
+  'idempotency_key_reused',
+  422,
+  'invalid_request_error',
+  'This Idempotency-Key was used for another request. Use a new key for each request.'
+)
 export const TenantMismatch = fault(
   'tenant_mismatch',
   403,
@@ -101,6 +158,12 @@ export const Cancelled = fault(
   'The caller left before the answer was complete.'
 )
 export const InternalError = fault('internal_error', 500, 'server_error', 'The gateway failed to handle this request.')
+
+/** The same fault with headers of its own. */
+function detailed(Made: Fault, headers: Readonly<Record<string, string>>): Fault {
+  Object.assign(Made.prototype, { headers })
+  return Made
+}
 
 function fault(wire: string | null, statusCode: number, type: string, message: string, own = 'invalid_request'): Fault {
   const name = wire ?? own

@@ -20,9 +20,26 @@ export interface Frames<C = ChatCompletionChunk> extends Iterable<C> {
   readonly last: boolean
   /** True when there is anything but comments: what counts as a sign of life from a model. */
   readonly hasData: boolean
+  /** How many events say something; counted without parsing where it can be. */
+  readonly pieces: number
+  /** Bytes of text that they bring, about: what is left of them without their envelope. */
+  readonly textBytes: number
   /** The same events without those that only report usage, the others as the bytes they were; null when none is left. */
   withoutUsage(): Frames<C> | null
 }
+
+/** Where a delta says something, at whatever depth: text, thoughts, refusals, names and arguments of tools. */
+export const spokenKeys = [
+  'content',
+  'arguments',
+  'reasoning_content',
+  'reasoning',
+  'refusal',
+  'text',
+  'thinking',
+  'name',
+  'transcript'
+] as const
 
 /** Frames made of chunks instead of bytes: by a provider that translates, or by a layer that changed something. */
 export function chunkFrames(chunks: readonly ChatCompletionChunk[]): Frames {
@@ -35,6 +52,12 @@ export function chunkFrames(chunks: readonly ChatCompletionChunk[]): Frames {
     hasToken: chunks.some(isToken),
     hasData: chunks.length > 0,
     last: false,
+    get pieces() {
+      return chunks.reduce((sum, chunk) => sum + (textOf(chunk) > 0 ? 1 : 0), 0)
+    },
+    get textBytes() {
+      return chunks.reduce((sum, chunk) => sum + textOf(chunk), 0)
+    },
     withoutUsage() {
       const kept = chunks.filter(chunk => !isUsageOnly(chunk))
       if (kept.length === chunks.length) return this
@@ -60,6 +83,26 @@ export function isToken(chunk: ChatCompletionChunk): boolean {
     }
   }
   return false
+}
+
+/** Bytes of the text that a chunk brings. The same words under a second name, as OpenRouter sends its thoughts, count once. */
+function textOf(chunk: ChatCompletionChunk): number {
+  const texts: string[] = []
+  for (const { delta } of chunk.choices) if (delta) collect(delta, texts, 0)
+  let bytes = 0
+  for (const text of texts) bytes += Buffer.byteLength(text)
+  return bytes
+}
+
+const deepest = 8
+const spoken: ReadonlySet<string> = new Set(spokenKeys)
+
+function collect(value: object, texts: string[], depth: number): void {
+  for (const [key, part] of Object.entries(value)) {
+    if (typeof part === 'string') {
+      if (part !== '' && spoken.has(key) && part !== texts.at(-1)) texts.push(part)
+    } else if (typeof part === 'object' && part !== null && depth < deepest) collect(part, texts, depth + 1)
+  }
 }
 
 /** True for the event that OpenAI appends for `include_usage`: no choice, only the counts. */

@@ -1,6 +1,9 @@
-import type { ChatCompletion, ChatCompletionChunk, ChatRequest } from './chat.ts'
+import type { ChatCompletion, ChatCompletionChunk, ChatRequest, CompletionUsage } from './chat.ts'
 import type { Frames } from './frames.ts'
-import type { Attempt, AttemptLayer, LedgerEntry, Provider } from './provider.ts'
+import type { Price } from './model-options.ts'
+import type { Attempt, AttemptLayer, Provider } from './provider.ts'
+import type { ApiKey } from './tenants.ts'
+import type { RequestSize } from './tokens.ts'
 import type { Usage } from './usage.ts'
 
 // The contract of the kernel: who asks (Caller), what is asked (Inference), who stands around it (Layer).
@@ -10,8 +13,10 @@ export interface Principal {
   readonly tenant: string
   /** Id of the key that was shown, never the key; null without one. */
   readonly key: string | null
-  readonly kind: 'anonymous' | 'key' | 'admin' | 'process'
+  readonly kind: 'anonymous' | 'key' | 'jwt' | 'admin' | 'process'
   readonly scopes: readonly string[]
+  /** What the store knows of the key: its limits and its budget. */
+  readonly apiKey?: ApiKey
 }
 
 /** A W3C trace context as it came in. */
@@ -62,6 +67,8 @@ export interface Target {
   /** The provider's own name of the model. */
   readonly model: string
   readonly weight: number
+  /** USD as configured; null: the provider's own or the built-in table. */
+  readonly price: Price | null
 }
 
 /** What a model name stands for, resolved before the first stage. */
@@ -71,6 +78,8 @@ export interface Route {
   readonly timeouts: Timeouts
   /** The cap on output tokens, or null. */
   readonly maxOutputTokens: number | null
+  /** The most tokens that an image or a page counts for. */
+  readonly inputTokensPerImage: number
 }
 
 /** What headers, logs and callers show of a call. The kernel and dispatch write it. */
@@ -79,8 +88,10 @@ export interface Facts {
   attempts: number
   cache: 'off' | 'miss' | 'hit'
   readonly warnings: string[]
-  /** Nano-USD, null while unknown. */
+  /** Nano-USD of all attempts once the call has settled; null while it runs, and where nobody knows a price. */
   cost: number | null
+  /** What layers want the answer to carry besides: name, value, name, value; ASCII. */
+  readonly headers: string[]
   /** Milliseconds from the start to the first token, null before it and for whole answers. */
   firstToken: number | null
 }
@@ -91,6 +102,50 @@ export interface Outcome {
   readonly error: Error | null
   /** Milliseconds from the start of the call. */
   readonly duration: number
+  /** The caller was gone before the end; the call may have been completed all the same, see `outlive`. */
+  readonly departed: boolean
+}
+
+/** Money held for a call. It ends with the call: the plugin that took it listens to the end. */
+export interface Hold {
+  /** Holds as much again for a further attempt. @throws what refuses it */
+  extend(target: Target): void | Promise<void>
+  /** What the call is charged to besides the totals: `[["tenant:acme","day:2026-11-21"],…]`, JSON. */
+  readonly charges: string
+}
+
+/** What a stream or an answer has used so far: reported, else estimated from what was delivered. */
+export interface Meter {
+  usage(): Usage
+}
+
+/** One provider call as the books see it. The kernel makes it before anything is sent, and ends it exactly once. */
+export interface Expense {
+  readonly inference: Inference
+  readonly target: Target
+  /** 1 for the first. */
+  readonly number: number
+  /** performance.now() when it was opened. */
+  readonly started: number
+  /** `interrupted`: the caller left, or the call was ended from outside. */
+  readonly status: 'open' | 'settled' | 'failed' | 'interrupted'
+  /** Zeros until it has ended. */
+  readonly usage: Usage
+  /** Nano-USD; null until it has ended, and where nobody knows the price. */
+  readonly cost: number | null
+  readonly error: unknown
+  /** Milliseconds; null until it has ended. */
+  readonly duration: number | null
+  /** Milliseconds from its start, for streams. */
+  firstToken: number | null
+  /** Given by dispatch when it sends; without one nothing was sent, and nothing is charged. */
+  meter: Meter | null
+  /** False: nobody keeps books, so nothing has to be counted. */
+  readonly metered: boolean
+  /** It brought its whole answer. */
+  settle(): void
+  /** It failed or was given up. */
+  fail(error: unknown): void
 }
 
 /** A call in progress. */
@@ -104,15 +159,38 @@ export interface Inference extends Caller {
   readonly started: number
   /** What the provider reported so far; `estimated` zeros while it has not. */
   readonly usage: Usage
+  /** The request's tokens, counted on first touch and again when it is replaced. */
+  readonly size: RequestSize
+  /** The most output tokens of one choice that goes upstream: the lowest of the request's own, the route's and layers'. */
+  readonly maxOutputTokens: number | null
+  /** Lowers that cap. */
+  limitOutput(tokens: number): void
+  /** What budgets holds for this call. */
+  hold: Hold | null
+  /** Its provider calls so far. */
+  readonly expenses: readonly Expense[]
+  /** The call goes on after its caller has left, to its end and its true usage. */
+  outlive(): void
   /** The provider's frames, synchronously, before the client gets them. No listener, no cost. */
   onFrames(listener: (frames: Frames) => void): void
-  /** Exactly once, however the call ends; awaited before the last byte leaves. */
-  onSettled(listener: (outcome: Outcome) => unknown): void
+  /**
+   * Exactly once, however the call ends, in the order of the stages; a promise is awaited before the last byte leaves.
+   * A listener that needs nothing but the call is best a plain function: it is given it.
+   */
+  onSettled(listener: (outcome: Outcome, inference: Inference) => unknown): void
 }
 
-/** What a call comes to. `raw` is the provider's own bytes while nobody has replaced the body. */
+/**
+ * What a call comes to. `raw` is the provider's own bytes while nobody has replaced the body; `usage` is what the body
+ * reports, where that can be had without parsing it: absent is not none.
+ */
 export type Answer =
-  | { readonly stream: false; readonly body: ChatCompletion; readonly raw: Uint8Array | null }
+  | {
+      readonly stream: false
+      readonly body: ChatCompletion
+      readonly raw: Uint8Array | null
+      readonly usage?: CompletionUsage | null
+    }
   | { readonly stream: true; readonly frames: AsyncIterable<Frames> }
 
 /** An answer as `complete` gives it: with what is known of the call. */
@@ -139,8 +217,13 @@ export interface Readiness {
   readonly [detail: string]: unknown
 }
 
-/** Opens the ledger line of an attempt; the default keeps no books. */
-export type Accountant = (inference: Inference, target: Target) => LedgerEntry | Promise<LedgerEntry>
+/** What the kernel asks of those who keep books. Each part is given once, by one plugin or by several. */
+export interface Accountant {
+  /** Nano-USD of a provider call that has ended; null: nobody knows the price. */
+  cost?(target: Target, usage: Usage): number | null
+  /** Writes down that an attempt begins, before it is sent. Throwing refuses it. */
+  open?(expense: Expense): void | Promise<void>
+}
 
 /** The innermost part of the onion: names to routes, and the loop that tries their targets. */
 export interface Router {
@@ -191,10 +274,10 @@ export interface Kernel {
   decorate<Name extends keyof Gateway>(name: Name, value: Gateway[Name]): void
   /** Takes the innermost part; routing gives it, once. */
   routeWith(router: Router): void
-  /** Takes what opens ledger lines; the ledger gives it, once. */
+  /** Takes what prices attempts or writes them down; each part once. */
   accountWith(accountant: Accountant): void
-  /** Opens the ledger line of an attempt. For dispatch. */
-  open: Accountant
+  /** Holds money for an attempt and writes it down. For dispatch. */
+  open(inference: Inference, target: Target): Expense | Promise<Expense>
   /** Sends an attempt through the attempt layers to its provider. For dispatch. */
   send(attempt: Attempt): Promise<Answer>
   /** Adds a dependency that /ready asks for. */

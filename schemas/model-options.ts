@@ -5,6 +5,9 @@ import { closed, type Filled, named, oneOf, preset } from './shape.ts'
 
 // `models` and `tenants` of the configuration.
 
+/** An amount that can be counted exactly in nano-USD. */
+export const Budget = Type.Number({ minimum: 0, maximum: 9_000_000 })
+
 const extras = {
   cacheRead: Type.Optional(Usd),
   cacheWrite: Type.Optional(Usd),
@@ -67,19 +70,31 @@ export type ModelSettings = Filled<typeof ModelOptions>
 export const TenantOptions = closed({
   /** Beside the keys that are made over HTTP. */
   keys: preset(Type.Array(Credential, { hidden: true }), []),
-  /** Absent: every model. */
+  /** false: its calls are refused. */
+  active: preset(Flag, true),
+  /** `*` stands for any characters. Absent: every model. */
   allowModels: Type.Optional(Type.Array(Words)),
+  /** false: no limit. */
   budget: preset(
-    closed({ usd: preset(Usd, 5), period: preset(oneOf('total', 'hour', 'day', 'week', 'month'), 'total') }),
+    Type.Union(
+      [
+        Type.Literal(false),
+        closed({ usd: preset(Budget, 5), period: preset(oneOf('total', 'hour', 'day', 'week', 'month'), 'total') })
+      ],
+      { allowed: 'false or an object' }
+    ),
     {}
   ),
-  maxRequestUsd: preset(Usd, 0.05),
+  /** What one request may be likely to cost; false: no limit. */
+  maxRequestUsd: preset(Type.Union([Type.Literal(false), Budget], { allowed: 'false or an amount in USD' }), 0.05),
   maxOutputTokens: preset(Count, 1000),
   requestsPerMinute: Type.Optional(Count),
   tokensPerMinute: Type.Optional(Count),
   concurrency: Type.Optional(Count),
   /** An anonymous caller may name this tenant. */
-  open: preset(Flag, false)
+  open: preset(Flag, false),
+  /** Yours; shown with the tenant. */
+  metadata: preset(named('^', 'any name', Type.Unknown()), {})
 })
 export const Tenants = named(tenantName, 'letters, digits, ".", "_", ":", "@" and "-", at most 128', TenantOptions)
 

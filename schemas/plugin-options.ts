@@ -1,6 +1,6 @@
 import { type Static, Type } from '@sinclair/typebox'
 import { BaseUrl, Count, Credential, Flag, Secret, Url, Words } from './atoms.ts'
-import { Duration, Timeout } from './duration.ts'
+import { Duration, Size, Timeout } from './duration.ts'
 import { closed, type Filled, named, oneOf, preset, text, toggle } from './shape.ts'
 
 // `plugins` of the configuration. Each is false, true or an object; in the settings false or an object with every default.
@@ -22,7 +22,9 @@ const Jwt = closed({
     ['RS256']
   ),
   /** The claim that names the tenant. */
-  tenantClaim: preset(Words, 'tenant')
+  tenantClaim: preset(Words, 'tenant'),
+  /** The claim that lists scopes, as an array or a text with spaces; without it a token may only call models. */
+  scopeClaim: preset(Words, 'scope')
 })
 
 const IceUrl = text('^(stuns?|turns?):\\S+$', 'a stun:, stuns:, turn: or turns: URL')
@@ -62,13 +64,36 @@ export const PluginOptions = closed({
     }),
     true
   ),
+  /** What is asked of Redis, where `redis` names one. */
+  shared: toggle(
+    closed({
+      onRedisDown: preset(oneOf('deny', 'local-share'), 'deny'),
+      /** How long an answer may take. */
+      timeout: preset(Timeout, '50ms'),
+      /** A process that is silent for so long counts as dead: its holds end, its open calls are closed. */
+      lease: preset(Timeout, '10s')
+    }),
+    true
+  ),
+  /** `createOnDemand`: an admin or a JWT that names an unknown tenant makes it, with the defaults. */
+  tenants: toggle(closed({ createOnDemand: preset(Flag, false) }), true),
+  /** Requests and tokens per minute and calls at once, per key and tenant. */
+  limits: toggle(Nothing, true),
+  /** `table`: look up models without a price of their own in the built-in table. */
+  pricing: toggle(closed({ table: preset(Flag, true) }), true),
+  /** `Idempotency-Key`: how long an answer is kept, and how large it may be. */
+  idempotency: toggle(closed({ ttl: preset(Timeout, '24h'), maxAnswer: preset(Size, '4mb') }), true),
+  /** /api/tenants, /api/stats, /budget and what else is the administrator's. */
+  admin: toggle(Nothing, true),
   /** `unpriced`: what happens to a model without a known price. */
   budgets: toggle(closed({ unpriced: preset(oneOf('deny', 'allow'), 'deny') }), true),
   ledger: toggle(
     closed({
       durability: preset(oneOf('process', 'store', 'power'), 'process'),
       onClientGone: preset(oneOf('abort', 'drain'), 'abort'),
-      retention: preset(Duration, '90d')
+      retention: preset(Duration, '90d'),
+      /** Where journals are written; absent: beside the SQLite file, else ./data/journal. */
+      journal: Type.Optional(Words)
     }),
     true
   ),

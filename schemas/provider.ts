@@ -1,14 +1,6 @@
 import type { ChatRequest } from './chat.ts'
-import type { Answer, Caller, Inference, Target, Timeouts } from './gateway.ts'
-import type { Usage } from './usage.ts'
-
-/** Proof that somebody accounts for a provider call: only what opens a ledger line can make one. */
-export interface LedgerEntry {
-  /** The attempt brought its whole answer; `usage` is read only by those who keep books. */
-  settle(usage: () => Usage): void
-  /** The attempt failed or was given up; `usage` is what it used until then. */
-  fail(error: unknown, usage: () => Usage): void
-}
+import type { Answer, Caller, Expense, Inference, Target, Timeouts } from './gateway.ts'
+import type { Price } from './model-options.ts'
 
 /** What a provider can do by itself. Absent means: not known, try. */
 export interface Capabilities {
@@ -48,7 +40,8 @@ export interface Attempt {
   readonly caller: Pick<Caller, 'origin'>
   readonly signal: AbortSignal
   readonly timeouts: Timeouts
-  readonly entry: LedgerEntry
+  /** Proof that somebody accounts for this provider call: only the kernel can make one. */
+  readonly entry: Expense
 }
 
 export type Send = (attempt: Attempt) => Promise<Answer>
@@ -60,6 +53,8 @@ export type AttemptLayer = (attempt: Attempt, next: Send) => Promise<Answer>
 export interface Provider {
   readonly name: string
   readonly capabilities: Capabilities
+  /** What a call costs by this adapter's own word, USD per million tokens: the echo is free. */
+  readonly price?: Price
   /**
    * Asks the model. A whole answer when `attempt.request.stream` is not true, else frames; resolves with the response's
    * headers and ends with the attempt's signal.

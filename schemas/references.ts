@@ -17,7 +17,7 @@ export function checkReferences(config: unknown, report: Report): void {
   for (const [task, name] of Object.entries(entriesOf(root['tasks']))) model(name, ['tasks', task])
   for (const [name, tenant] of Object.entries(entriesOf(root['tenants']))) {
     for (const [index, allowed] of listOf(entriesOf(tenant)['allowModels']).entries()) {
-      model(allowed, ['tenants', name, 'allowModels', index])
+      if (!isGlob(allowed)) model(allowed, ['tenants', name, 'allowModels', index])
     }
   }
   for (const [alias, options] of Object.entries(models)) {
@@ -32,6 +32,11 @@ export function checkReferences(config: unknown, report: Report): void {
   if (cors['credentials'] === true && listOf(cors['origin']).includes('*')) {
     report.say(['server', 'cors', 'origin'], '* with credentials', 'origins by name where credentials is true')
   }
+}
+
+/** A pattern may be there for models to come. */
+function isGlob(name: unknown): boolean {
+  return typeof name === 'string' && name.includes('*')
 }
 
 /** A name of a model is an alias or, where there are no aliases, `provider/model` with a known provider. */

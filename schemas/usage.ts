@@ -1,4 +1,5 @@
 import type { CompletionUsage } from './chat.ts'
+import { nanoOf } from './money.ts'
 
 /** Tokens in disjoint buckets: their sum is what the provider reported. */
 export interface Usage {
@@ -12,6 +13,10 @@ export interface Usage {
   readonly audioOutput: number
   /** `estimated` while no provider has reported anything. */
   readonly source: 'reported' | 'estimated'
+  /** What the provider says that it charged, in nano-USD; null where it says nothing. */
+  readonly charge: number | null
+  /** The report contradicts itself: its details are more than its totals. */
+  readonly mismatch: boolean
 }
 
 export const noUsage: Usage = Object.freeze({
@@ -23,8 +28,25 @@ export const noUsage: Usage = Object.freeze({
   output: 0,
   reasoning: 0,
   audioOutput: 0,
-  source: 'estimated'
+  source: 'estimated',
+  charge: null,
+  mismatch: false
 })
+
+/** What was delivered without a report. */
+export function estimatedUsage(input: number, output: number): Usage {
+  return { ...noUsage, input, output }
+}
+
+/** All input tokens, cached ones too. */
+export function inputOf(usage: Usage): number {
+  return usage.input + usage.cacheRead + usage.cacheWrite5m + usage.cacheWrite1h + usage.audioInput
+}
+
+/** All output tokens. */
+export function outputOf(usage: Usage): number {
+  return usage.output + usage.reasoning + usage.audioOutput
+}
 
 /**
  * OpenAI's totals with their details taken out of them, so that no token is counted twice. Negative rests become 0;
@@ -39,17 +61,37 @@ export function usageOf(reported: CompletionUsage | null | undefined): Usage {
   const audioInput = count(input?.audio_tokens)
   const reasoning = count(output?.reasoning_tokens)
   const audioOutput = count(output?.audio_tokens)
+  const plainInput = count(reported.prompt_tokens) - cacheRead - cacheWrite5m - audioInput
+  const plainOutput = count(reported.completion_tokens) - reasoning - audioOutput
   return {
-    input: Math.max(0, count(reported.prompt_tokens) - cacheRead - cacheWrite5m - audioInput),
+    input: Math.max(0, plainInput),
     cacheRead,
     cacheWrite5m,
     cacheWrite1h: 0,
     audioInput,
-    output: Math.max(0, count(reported.completion_tokens) - reasoning - audioOutput),
+    output: Math.max(0, plainOutput),
     reasoning,
     audioOutput,
-    source: 'reported'
+    source: 'reported',
+    charge: chargeOf(reported),
+    mismatch: plainInput < 0 || plainOutput < 0
   }
+}
+
+/** OpenRouter's `cost`, in USD; of a call with the user's own key only the fee is in it, the rest stands beside it. */
+function chargeOf({ cost, is_byok: own, cost_details: details }: CompletionUsage): number | null {
+  if (typeof cost !== 'number') return null
+  const rest = own === true ? upstreamCost(details) : 0
+  try {
+    return nanoOf(cost) + nanoOf(rest)
+  } catch {
+    return null
+  }
+}
+
+function upstreamCost(details: unknown): number {
+  if (typeof details !== 'object' || details === null || !('upstream_inference_cost' in details)) return 0
+  return typeof details.upstream_inference_cost === 'number' ? details.upstream_inference_cost : 0
 }
 
 function count(tokens: unknown): number {

@@ -7,13 +7,14 @@ import {
   type Answer,
   type Caller,
   type Completed,
+  type Expense,
   type Gateway,
   type Inference,
   type Layer,
   type Outcome,
   stages
 } from '../schemas/gateway.ts'
-import type { Attempt, LedgerEntry, Provider } from '../schemas/provider.ts'
+import type { Attempt, Provider } from '../schemas/provider.ts'
 import type { Usage } from '../schemas/usage.ts'
 
 // What must not compile. tsc is the judge: an expected error that does not come is an error. Nothing here is run.
@@ -51,15 +52,17 @@ compiled('a provider is not asked without a line in the ledger', () => {
   provider.send({ ...attempt, entry })
 })
 
-compiled('an accountant opens lines that can be settled and failed', () => {
-  gateway.accountWith(() => ({ settle() {}, fail() {} }))
-  gateway.accountWith(async () => ({ settle() {}, fail() {} }))
-  // @ts-expect-error nothing is no line
+compiled('an accountant writes lines down that the kernel ends', () => {
+  gateway.accountWith({ open: expense => t.comment(expense.inference.id) })
+  gateway.accountWith({ open: async () => {}, cost: (target, usage) => (target.price === null ? null : usage.input) })
+  // @ts-expect-error a function alone says not what it does
   gateway.accountWith(() => {})
-  // @ts-expect-error it cannot be failed
-  gateway.accountWith(() => ({ settle() {} }))
-  const entry: LedgerEntry = attempt.entry
-  // @ts-expect-error usage is given as a function, read only by those who keep books
+  // @ts-expect-error a price is a number or unknown
+  gateway.accountWith({ cost: () => 'dear' })
+  const entry: Expense = attempt.entry
+  // @ts-expect-error readonly: only its end decides what it cost
+  entry.cost = 0
+  // @ts-expect-error whoever ends it does not say what was used: its meter does
   entry.settle(usage)
 })
 

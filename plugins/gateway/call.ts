@@ -1,11 +1,13 @@
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { Cancelled, type GatewayError, InternalError, UpstreamTimeout } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
-import type { Answer, Caller, Facts, Inference, Outcome, Route, Router } from '../../schemas/gateway.ts'
+import type { Answer, Caller, Facts, Hold, Inference, Outcome, Route, Router, Target } from '../../schemas/gateway.ts'
+import { type RequestSize, sizeOf } from '../../schemas/tokens.ts'
 import { type Usage, usageOf } from '../../schemas/usage.ts'
+import { type Books, Entry } from './expense.ts'
 import type { Linked } from './running.ts'
 
-type Settled = (outcome: Outcome) => unknown
+type Settled = (outcome: Outcome, inference: Inference) => unknown
 
 /** Node turns a longer timer into one of a millisecond. */
 const longestTimer = 2 ** 31 - 1
@@ -13,6 +15,7 @@ const longestTimer = 2 ** 31 - 1
 /** What a call needs of the kernel that runs it. */
 export interface Host {
   readonly router: Router
+  readonly books: Books
   /** The call has settled and nothing of it is left. */
   ended(call: Call): void
   /** A listener failed; the call goes on. */
@@ -33,14 +36,26 @@ export class Call implements Inference, Linked<Call> {
   readonly deadline
   readonly idempotencyKey
   readonly origin
-  readonly facts: Facts = { target: null, attempts: 0, cache: 'off', warnings: [], cost: null, firstToken: null }
+  readonly facts: Facts = {
+    target: null,
+    attempts: 0,
+    cache: 'off',
+    warnings: [],
+    cost: null,
+    headers: [],
+    firstToken: null
+  }
+  readonly expenses: Entry[] = []
+  hold: Hold | null = null
   /** What the client asked for, whatever layers make of the request. */
   readonly wantsUsage: boolean
   readonly started = performance.now()
   /** Set while somebody waits for this call: how to tell them that it is over. */
   interrupt: ((reason: Error) => void) | null = null
   /** Set once a stream is handed out. */
-  relay: { stop(reason: Error): void } | null = null
+  relay: { stop(reason: Error): void; drain(): void } | null = null
+  /** The caller has left. */
+  departed = false
   frameListeners: Array<(frames: Frames) => void> | null = null
 
   #host: Host
@@ -55,6 +70,9 @@ export class Call implements Inference, Linked<Call> {
   #settling: Promise<void> | undefined
   #reported: Frames | null = null
   #answer: Answer | null = null
+  #size: RequestSize | null = null
+  #outputCap: number | null = null
+  #outlives = false
 
   constructor(host: Host, request: ChatRequest, caller: Caller) {
     this.#host = host
@@ -86,6 +104,25 @@ export class Call implements Inference, Linked<Call> {
       if (this.#outcome === null) this.#timer = this.#arm(this.deadline)
     }
     this.#request = request
+    this.#size = null
+  }
+
+  get size(): RequestSize {
+    this.#size ??= sizeOf(this.#request, this.#route.inputTokensPerImage)
+    return this.#size
+  }
+
+  get maxOutputTokens(): number | null {
+    const { max_completion_tokens: newer, max_tokens: older } = this.#request
+    return lower(lower(newer ?? older ?? null, this.#route.maxOutputTokens), this.#outputCap)
+  }
+
+  limitOutput(tokens: number): void {
+    this.#outputCap = lower(this.#outputCap, tokens)
+  }
+
+  outlive(): void {
+    this.#outlives = true
   }
 
   get route(): Route {
@@ -108,7 +145,7 @@ export class Call implements Inference, Linked<Call> {
 
   onSettled(listener: Settled): void {
     if (this.#outcome !== null) {
-      void this.#notify([listener], this.#outcome)
+      void this.#notify([listener], this.#outcome, 0)
       return
     }
     this.#settledListeners ??= []
@@ -152,7 +189,49 @@ export class Call implements Inference, Linked<Call> {
 
   /** The consumer broke off by itself. */
   leave(): void {
-    this.abort(new Cancelled())
+    if (this.#outcome !== null || this.departed) return
+    this.departed = true
+    if (!this.#outlives) {
+      this.abort(new Cancelled())
+      return
+    }
+    this.relay?.drain()
+    const interrupt = this.interrupt
+    this.interrupt = null
+    interrupt?.(new Cancelled())
+  }
+
+  /** Writes a provider call down before it is sent; what `open` throws refuses it. */
+  open(target: Target): Entry | Promise<Entry> {
+    const number = this.expenses.length + 1
+    const held = number > 1 ? this.hold?.extend(target) : undefined
+    return held instanceof Promise ? held.then(() => this.#enter(target, number)) : this.#enter(target, number)
+  }
+
+  #enter(target: Target, number: number): Entry | Promise<Entry> {
+    const { books } = this.#host
+    // The call may have ended while its hold was extended.
+    this.signal.throwIfAborted()
+    const entry = new Entry(books, this, target, number)
+    this.expenses.push(entry)
+    if (books.open === null) return entry
+    try {
+      const opened = books.open(entry)
+      return opened instanceof Promise ? this.#entered(opened, entry) : entry
+    } catch (error) {
+      this.expenses.pop()
+      throw error
+    }
+  }
+
+  async #entered(opened: Promise<void>, entry: Entry): Promise<Entry> {
+    try {
+      await opened
+      return entry
+    } catch (error) {
+      if (this.expenses.at(-1) === entry) this.expenses.pop()
+      throw error
+    }
   }
 
   /** Ends the call from outside: whoever waits is told, the provider is aborted, the books are closed. */
@@ -166,33 +245,71 @@ export class Call implements Inference, Linked<Call> {
     if (interrupt !== null) whenSettled(settled, () => interrupt(reason))
   }
 
-  /** Ends the call, once: later words are ignored. Undefined when nobody listens, so that nobody has to wait. */
+  /** Ends the call, once: later words are ignored. Undefined when nobody has to be waited for. */
   settle(status: Outcome['status'], error: Error | null): Promise<void> | undefined {
     if (this.#outcome !== null) return this.#settling
-    this.#outcome = { status, error, duration: performance.now() - this.started }
+    this.#outcome = { status, error, duration: performance.now() - this.started, departed: this.departed }
     clearTimeout(this.#timer)
     this.#caller.signal.removeEventListener('abort', this.#leave)
+    this.#closeBooks(error)
     // Layers may have dropped a stream that nobody will ever read: what is still open upstream ends with the call.
     if (status !== 'completed' || this.facts.attempts > 1) this.#controller.abort(error ?? new Cancelled())
-    if (this.#settledListeners === null) this.#host.ended(this)
-    else this.#settling = this.#finish(this.#settledListeners, this.#outcome)
+    if (this.#settledListeners !== null) this.#settling = this.#notify(this.#settledListeners, this.#outcome, 0)
+    if (this.#settling === undefined) this.#host.ended(this)
+    else this.#settling = this.#settling.then(() => this.#host.ended(this))
     return this.#settling
   }
 
-  async #finish(listeners: Settled[], outcome: Outcome): Promise<void> {
-    await this.#notify(listeners, outcome)
-    this.#host.ended(this)
+  /** Every provider call has ended before anybody hears of the end of the call. */
+  #closeBooks(error: Error | null): void {
+    let cost: number | null = 0
+    for (const entry of this.expenses) {
+      if (entry.status === 'open') this.#close(entry, error ?? new Cancelled())
+      cost = cost === null || entry.cost === null ? null : cost + entry.cost
+    }
+    if (this.#host.books.cost !== null) this.facts.cost = cost
   }
 
-  async #notify(listeners: Settled[], outcome: Outcome): Promise<void> {
-    for (const listener of listeners) {
+  #close(entry: Entry, error: Error): void {
+    try {
+      entry.fail(error)
+    } catch (fault) {
+      this.#host.failed(fault)
+      entry.meter = null
+      entry.fail(error)
+    }
+  }
+
+  #notify(listeners: Settled[], outcome: Outcome, from: number): Promise<void> | undefined {
+    for (let index = from; index < listeners.length; index++) {
       try {
-        await listener(outcome)
+        const told = listeners[index]!(outcome, this)
+        if (isThenable(told)) return this.#goOn(told, listeners, outcome, index + 1)
       } catch (error) {
         this.#host.failed(error)
       }
     }
+    return undefined
   }
+
+  async #goOn(told: PromiseLike<unknown>, listeners: Settled[], outcome: Outcome, next: number): Promise<void> {
+    try {
+      await told
+    } catch (error) {
+      this.#host.failed(error)
+    }
+    await this.#notify(listeners, outcome, next)
+  }
+}
+
+/** The lower of two caps, of which either may be none. */
+function lower(one: number | null, other: number | null): number | null {
+  if (one === null) return other
+  return other === null ? one : Math.min(one, other)
+}
+
+function isThenable(value: unknown): value is PromiseLike<unknown> {
+  return typeof value === 'object' && value !== null && 'then' in value
 }
 
 /** Listeners get an Error whatever a layer threw; the caller gets what was thrown. */

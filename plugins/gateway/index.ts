@@ -5,7 +5,6 @@ import type { ChatRequest } from '../../schemas/chat.ts'
 import { Cancelled, ShuttingDown } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
 import {
-  type Accountant,
   type Answer,
   type Caller,
   type CallerOptions,
@@ -20,8 +19,9 @@ import {
   type Stage,
   stages
 } from '../../schemas/gateway.ts'
-import type { AttemptLayer, LedgerEntry, Send } from '../../schemas/provider.ts'
+import type { AttemptLayer, Send } from '../../schemas/provider.ts'
 import { asError, Call, type Host, whenSettled } from './call.ts'
+import type { Books } from './expense.ts'
 import { Relay } from './relay.ts'
 import { createRunning } from './running.ts'
 
@@ -37,8 +37,6 @@ export interface GatewayOptions {
   /** Default: the host's logger. */
   log?: Log
 }
-
-const noBooks: LedgerEntry = Object.freeze({ settle() {}, fail() {} })
 
 /**
  * The kernel: an onion of named stages around each call. It owns no route and no socket; transports, in-process callers
@@ -70,8 +68,7 @@ function createKernel(log: Log) {
   const running = createRunning<Call>()
   const newId = idGenerator()
   let router: Router | null = null
-  let open: Accountant = () => noBooks
-  let accounted = false
+  const books: Books = { cost: null, open: null }
   let run: Dispatch | null = null
   let send: Send = attempt => attempt.target.provider.send(attempt)
   let host: Host | null = null
@@ -105,11 +102,17 @@ function createKernel(log: Log) {
       router = given
     },
     accountWith(accountant) {
-      if (accounted) throw new Error('gateway.accountWith: another plugin keeps the books already.')
-      accounted = true
-      open = accountant
+      beforeReady('gateway.accountWith')
+      if (accountant.cost && books.cost)
+        throw new Error('gateway.accountWith: another plugin knows the prices already.')
+      if (accountant.open && books.open) throw new Error('gateway.accountWith: another plugin keeps the books already.')
+      books.cost = accountant.cost ?? books.cost
+      books.open = accountant.open ?? books.open
     },
-    open: (inference, target) => open(inference, target),
+    open(inference, target) {
+      if (!(inference instanceof Call)) throw new Error('gateway.open: this is no call of this gateway.')
+      return inference.open(target)
+    },
     send: attempt => send(attempt),
     dependency(name, check) {
       if (dependencies.has(name)) throw new Error(`gateway.dependency: '${name}' is taken.`)
@@ -152,7 +155,7 @@ function createKernel(log: Log) {
   /** Composes the onion. From here on a layer that nobody registered costs nothing. */
   function seal(): void {
     if (router === null) throw new Error('The gateway cannot route: register the plugin routing after gateway.')
-    host = { router, ended, failed: error => log.error({ err: error }, 'a listener of a call failed') }
+    host = { router, books, ended, failed: error => log.error({ err: error }, 'a listener of a call failed') }
     const onion = stages.flatMap(stage => layers.get(stage) ?? [])
     run = onion.reduceRight<Dispatch>((next, layer) => inference => layer(inference, next), router.dispatch)
     send = attemptLayers.reduceRight<Send>((next, layer) => attempt => layer(attempt, next), send)
@@ -217,8 +220,11 @@ function deliver(
     return
   }
   call.interrupt = null
-  if (completed.stream) resolve(completed)
-  else whenSettled(call.settle('completed', null), () => resolve(completed))
+  if (completed.stream) {
+    // Its caller has left, and it goes on without one.
+    if (call.departed) call.relay?.drain()
+    resolve(completed)
+  } else whenSettled(call.settle('completed', null), () => resolve(completed))
 }
 
 function finished(call: Call, answer: Answer): Completed {

@@ -1,3 +1,4 @@
+import { Cancelled } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
 import { asError, type Call } from './call.ts'
 
@@ -15,6 +16,8 @@ export class Relay implements AsyncIterableIterator<Frames, undefined> {
   #call: Call
   #source: AsyncIterator<Frames>
   #ended = false
+  #reading = false
+  #draining = false
   /** Why the call ended from outside: the next read is told. */
   #untold: Error | null = null
 
@@ -29,14 +32,26 @@ export class Relay implements AsyncIterableIterator<Frames, undefined> {
   }
 
   async next(): Promise<Read> {
+    // Whoever left gets no more of what goes on without them.
+    if (this.#draining) throw new Cancelled()
+    const read = await this.#read()
+    if (!this.#draining) return read
+    if (!read.done) void this.#pump()
+    throw new Cancelled()
+  }
+
+  async #read(): Promise<Read> {
     while (!this.#ended) {
       try {
+        this.#reading = true
         const read = await this.#source.next()
+        this.#reading = false
         if (this.#ended) break
         if (read.done) return await this.#finish()
         const kept = this.#inspect(read.value)
         if (kept !== null) return { done: false, value: kept }
       } catch (error) {
+        this.#reading = false
         // What the source says of a call that was ended from outside is only an echo of the aborted signal.
         if (this.#ended) break
         void this.#close()
@@ -49,6 +64,7 @@ export class Relay implements AsyncIterableIterator<Frames, undefined> {
 
   async return(): Promise<Read> {
     this.#call.leave()
+    if (this.#draining) return end
     this.#untold = null
     await this.#call.settle('cancelled', null)
     return end
@@ -59,6 +75,22 @@ export class Relay implements AsyncIterableIterator<Frames, undefined> {
     if (this.#ended) return
     void this.#close()
     this.#untold = reason
+  }
+
+  /** The caller has left and the call goes on: reads to the end, for those who listen and for the books. */
+  drain(): void {
+    if (this.#ended || this.#draining) return
+    this.#draining = true
+    // A read that somebody waits for comes back by itself and goes on from there.
+    if (!this.#reading) void this.#pump()
+  }
+
+  async #pump(): Promise<void> {
+    try {
+      for (let read = await this.#read(); !read.done; ) read = await this.#read()
+    } catch {
+      // The call has settled with it; nobody else waits.
+    }
   }
 
   #inspect(frames: Frames): Frames | null {

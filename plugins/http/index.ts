@@ -3,8 +3,9 @@ import type { Socket } from 'node:net'
 import { Ajv } from 'ajv'
 import type { FastifyBodyParser, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
-import { errorBody, type GatewayError, InvalidApiKey, ResourceNotFound } from '../../schemas/errors.ts'
+import { errorBody, type GatewayError, InvalidApiKey, MissingScope, ResourceNotFound } from '../../schemas/errors.ts'
 import type { Caller, Principal, TraceParent } from '../../schemas/gateway.ts'
+import type { Scope } from '../../schemas/tenants.ts'
 import { toGatewayError } from './errors.ts'
 
 const principalKey = Symbol('gateway.principal')
@@ -29,10 +30,11 @@ declare module '../../schemas/gateway.ts' {
 export interface Http {
   /**
    * Gives a transport's own scope our error body, our parsers, a validator that changes nothing and, unless `open`,
-   * authentication before the body is read. `fixed: false` leaves the fixed headers of answers to the transport; errors
+   * authentication before the body is read. With `scope` only a credential that has it is let in: nobody without one,
+   * whatever anonymous callers may do elsewhere. `fixed: false` leaves the fixed headers of answers to the transport; errors
    * carry them anyway. Nothing reaches the scopes around it.
    */
-  prepare(scope: FastifyInstance, options: { open: boolean; fixed?: boolean }): void
+  prepare(scope: FastifyInstance, options: Prepare): void
   /** Adds headers that every answer of ours carries. While plugins load. */
   fix(headers: Readonly<Record<string, string>>): void
   /** Those headers as name, value, name, value: for a transport that writes its answers itself. */
@@ -52,6 +54,14 @@ export interface Http {
   id(request: FastifyRequest): string
   /** The most bytes of a body. */
   readonly bodyLimit: number
+}
+
+export interface Prepare {
+  /** No authentication. */
+  open: boolean
+  fixed?: boolean
+  /** What the credential must allow. */
+  scope?: Scope
 }
 
 export interface HttpOptions {
@@ -145,7 +155,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       .send(errorBody(fault))
   }
 
-  function prepare(scope: FastifyInstance, options: { open: boolean; fixed?: boolean }): void {
+  function prepare(scope: FastifyInstance, options: Prepare): void {
     scope.decorateRequest(principalKey, null)
     scope.decorateRequest(idKey, null)
     scope.setValidatorCompiler(({ schema }) => ajv.compile(schema))
@@ -169,15 +179,24 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       if (isTwofold(request.raw)) throw new InvalidApiKey('This request carries two different credentials.')
       const principal = gateway.authenticate({ headers: request.headers })
       if (!(principal instanceof Promise)) {
-        request[principalKey] = principal
+        request[principalKey] = admitted(principal, options.scope)
         return done()
       }
-      principal.then(found => {
-        request[principalKey] = found
-        done()
-      }, done)
+      principal
+        .then(found => {
+          request[principalKey] = admitted(found, options.scope)
+        })
+        .then(() => done(), done)
     })
   }
+}
+
+/** @throws InvalidApiKey, MissingScope */
+function admitted(principal: Principal, scope: Scope | undefined): Principal {
+  if (scope === undefined) return principal
+  if (principal.kind === 'anonymous') throw new InvalidApiKey('Send an admin token: Authorization: Bearer <token>.')
+  if (!principal.scopes.includes(scope)) throw new MissingScope(scope)
+  return principal
 }
 
 /** Node keeps the first of several Authorization headers; a proxy before us may have looked at another one. */

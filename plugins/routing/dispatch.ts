@@ -1,16 +1,9 @@
 import { type ChatRequest, ownFields } from '../../schemas/chat.ts'
-import { isGatewayError, UpstreamError } from '../../schemas/errors.ts'
+import { Cancelled, isGatewayError, UpstreamError } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
-import type { Answer, Dispatch, Gateway, Inference, Target } from '../../schemas/gateway.ts'
-import type { Attempt, LedgerEntry } from '../../schemas/provider.ts'
-import { usageOf } from '../../schemas/usage.ts'
-
-/** What a stream has said of itself so far. */
-interface Heard {
-  finished: boolean
-  /** The frames that spoke of it last, read only by those who keep books. */
-  usage: Frames | null
-}
+import type { Answer, Dispatch, Expense, Gateway, Inference, Meter, Target } from '../../schemas/gateway.ts'
+import type { Attempt } from '../../schemas/provider.ts'
+import { Heard, Whole } from './meter.ts'
 
 /**
  * The loop that tries targets until one answers. For a stream that means its first token: before it any failure that
@@ -22,23 +15,24 @@ export function createDispatch(gateway: Gateway, random: () => number): Dispatch
     for (const target of draw(inference.route.targets, random)) {
       inference.signal.throwIfAborted()
       let attempt: Attempt
+      const heard = new Heard(inference)
       try {
         const entry = gateway.open(inference, target)
-        attempt = mint(inference, target, entry instanceof Promise ? await entry : entry)
+        attempt = mint(inference, target, entry instanceof Promise ? await entry : entry, heard)
       } catch (refusal) {
         throw failure ?? refusal
       }
-      const heard: Heard = { finished: false, usage: null }
       let answer: Answer
       try {
         answer = await gateway.send(attempt)
         if (answer.stream) return { stream: true, frames: await untilToken(attempt, answer.frames, heard) }
-        const whole = answer
         // Whoever keeps books reads the usage now, and finds out here that an answer is no JSON after all.
-        attempt.entry.settle(() => usageOf(whole.body.usage))
+        attempt.entry.meter = new Whole(inference, answer)
+        attempt.entry.settle()
         return answer
       } catch (error) {
-        attempt.entry.fail(error, () => usageOf(heard.usage?.usage))
+        if (!(attempt.entry.meter instanceof Heard)) attempt.entry.meter = heard
+        attempt.entry.fail(error)
         if (!isWorthAnother(attempt, error)) throw error
         failure = error
       }
@@ -48,14 +42,17 @@ export function createDispatch(gateway: Gateway, random: () => number): Dispatch
 }
 
 /** The only place where an attempt comes to be, together with its ledger line. */
-function mint(inference: Inference, target: Target, entry: LedgerEntry): Attempt {
+function mint(inference: Inference, target: Target, entry: Expense, meter: Meter): Attempt {
+  // The call may have ended while its line was written.
+  inference.signal.throwIfAborted()
+  entry.meter = meter
   inference.facts.target = target
   inference.facts.attempts++
   return {
     inference,
     target,
     number: inference.facts.attempts,
-    request: requestFor(target, inference.request, inference.route.maxOutputTokens),
+    request: requestFor(target, inference.request, inference.maxOutputTokens),
     headers: {},
     caller: inference,
     signal: inference.signal,
@@ -64,7 +61,7 @@ function mint(inference: Inference, target: Target, entry: LedgerEntry): Attempt
   }
 }
 
-/** What the target is asked: its own name of the model, our fields gone, the route's cap on output forced. */
+/** What the target is asked: its own name of the model, our fields gone, the cap on output forced. */
 function requestFor(target: Target, request: ChatRequest, cap: number | null): ChatRequest {
   const asked: ChatRequest = { ...request, model: target.model }
   for (const field of ownFields) if (field in asked) delete asked[field]
@@ -114,7 +111,7 @@ async function untilToken(
   frames: AsyncIterable<Frames>,
   heard: Heard
 ): Promise<AsyncIterable<Frames>> {
-  const { inference } = attempt
+  const { inference, entry } = attempt
   const source = frames[Symbol.asyncIterator]()
   const head: Frames[] = []
   let size = 0
@@ -124,20 +121,17 @@ async function untilToken(
       if (heard.finished) break
       throw new UpstreamError('its stream ended before the first token.')
     }
-    hear(heard, read.value)
+    heard.hear(read.value, entry.metered)
     size += read.value.raw?.length ?? 0
     // A provider may send comments for as long as it likes; what is too much of them is nobody's loss.
     if (size <= mostBeforeToken || read.value.hasData) head.push(read.value)
     if (read.value.hasToken) break
     if (size > mostBeforeToken && read.value.hasData) break
   }
-  inference.facts.firstToken = performance.now() - inference.started
+  const now = performance.now()
+  inference.facts.firstToken = now - inference.started
+  entry.firstToken = now - entry.started
   return resume(head, source, attempt, heard)
-}
-
-function hear(heard: Heard, frames: Frames): void {
-  if (frames.finished) heard.finished = true
-  if (frames.hasUsage) heard.usage = frames
 }
 
 /** What was read, then the rest; the ledger line closes with the stream. An end before any finish_reason is a fault. */
@@ -147,35 +141,24 @@ function resume(
   { entry, inference }: Attempt,
   heard: Heard
 ): AsyncIterable<Frames> {
-  let open = true
-  const usage = () => usageOf(heard.usage?.usage)
-
-  function fail(error: unknown): void {
-    if (!open) return
-    open = false
-    entry.fail(error, usage)
-  }
-
+  const { metered } = entry
   const iterator: AsyncIterator<Frames> = {
     async next() {
       const kept = head.shift()
       if (kept !== undefined) return { done: false, value: kept }
       try {
         const read = await source.next()
-        if (!read.done) hear(heard, read.value)
-        else if (!heard.finished) throw new UpstreamError('its stream ended before the answer was complete.')
-        else if (open) {
-          open = false
-          entry.settle(usage)
-        }
+        if (!read.done) heard.hear(read.value, metered)
+        else if (heard.finished) entry.settle()
+        else throw new UpstreamError('its stream ended before the answer was complete.')
         return read
       } catch (error) {
-        fail(error)
+        entry.fail(error)
         throw error
       }
     },
     async return() {
-      fail(inference.signal.reason)
+      entry.fail(inference.signal.reason ?? new Cancelled())
       await source.return?.()
       return { done: true, value: undefined }
     }

@@ -1,6 +1,7 @@
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import type { Timeouts } from '../../schemas/gateway.ts'
+import type { Price } from '../../schemas/model-options.ts'
 import type { Provider } from '../../schemas/provider.ts'
 import { createDispatch } from './dispatch.ts'
 import { createModels, type Models, printable } from './models.ts'
@@ -22,9 +23,11 @@ export interface Providers {
 
 /** One alias of the configuration. */
 export interface ModelOptions {
-  targets: ReadonlyArray<{ provider: string; model: string; weight?: number }>
+  targets: ReadonlyArray<{ provider: string; model: string; weight?: number; price?: Price }>
   timeouts?: Partial<Timeouts>
   maxOutputTokens?: number
+  /** Bound used for holds, also for a page of a document. Default 1600. */
+  inputTokensPerImage?: number
 }
 
 export interface RoutingOptions {

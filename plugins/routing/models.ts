@@ -22,6 +22,9 @@ export interface Models {
   resolve(request: ChatRequest): Route
 }
 
+/** The most that an image counts for where nothing else is configured. */
+const defaultTokensPerImage = 1600
+
 /** Names travel in headers: nothing but visible ASCII. */
 export const printable = /^[\x21-\x7e]+$/
 
@@ -43,7 +46,8 @@ export function createModels(
         alias,
         targets,
         timeouts: { ...defaultTimeouts, ...model.timeouts },
-        maxOutputTokens: model.maxOutputTokens ?? null
+        maxOutputTokens: model.maxOutputTokens ?? null,
+        inputTokensPerImage: model.inputTokensPerImage ?? defaultTokensPerImage
       })
     }
   }
@@ -51,7 +55,7 @@ export function createModels(
   function compileTarget(alias: string, options: ModelOptions['targets'][number]): Target[] {
     const provider = providers.get(options.provider)
     if (!printable.test(options.model)) throw new Error(`models.${alias}: '${options.model}' is not a model name.`)
-    if (provider) return [{ provider, model: options.model, weight: options.weight ?? 1 }]
+    if (provider) return [{ provider, model: options.model, weight: options.weight ?? 1, price: options.price ?? null }]
     log.warn({ alias, provider: options.provider }, 'a target is left out: its provider is switched off or not there')
     return []
   }
@@ -83,8 +87,14 @@ export function createModels(
     if (slash <= 0 || slash === name.length - 1 || !printable.test(name)) return undefined
     const provider = providers.get(name.slice(0, slash))
     if (!provider) return undefined
-    const target = { provider, model: name.slice(slash + 1), weight: 1 }
-    return { alias: name, targets: [target], timeouts: defaultTimeouts, maxOutputTokens: null }
+    const target = { provider, model: name.slice(slash + 1), weight: 1, price: null }
+    return {
+      alias: name,
+      targets: [target],
+      timeouts: defaultTimeouts,
+      maxOutputTokens: null,
+      inputTokensPerImage: defaultTokensPerImage
+    }
   }
 
   async function list(): Promise<ListedModel[]> {

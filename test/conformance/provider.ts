@@ -3,7 +3,7 @@ import type { Test } from 'tap'
 import type { ChatCompletionChunk, ChatRequest } from '../../schemas/chat.ts'
 import { type GatewayError, isGatewayError } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
-import type { Answer, Inference, Timeouts } from '../../schemas/gateway.ts'
+import type { Answer, Expense, Inference, Timeouts } from '../../schemas/gateway.ts'
 import type { Attempt, Provider } from '../../schemas/provider.ts'
 import { noUsage } from '../../schemas/usage.ts'
 import { gate, type Reply, type ReplyOptions, reset, silence, turn, type Upstream } from '../upstream.ts'
@@ -60,7 +60,7 @@ export function attemptOf(provider: Provider, options: AttemptOptions = {}): Att
   const request: ChatRequest = { model: 'm', messages: [{ role: 'user', content: 'Say hello.' }], ...options.request }
   const signal = options.signal ?? new AbortController().signal
   const timeouts = { ...patient, ...options.timeouts }
-  const target = { provider, model: 'm', weight: 1 }
+  const target = { provider, model: 'm', weight: 1, price: null }
   const inference: Inference = {
     operation: 'chat',
     id: 'req_conformance',
@@ -68,14 +68,35 @@ export function attemptOf(provider: Provider, options: AttemptOptions = {}): Att
     origin: { lane: 'process' },
     signal,
     request,
-    route: { alias: 'm', targets: [target], timeouts, maxOutputTokens: null },
-    facts: { target, attempts: 1, cache: 'off', warnings: [], cost: null, firstToken: null },
+    route: { alias: 'm', targets: [target], timeouts, maxOutputTokens: null, inputTokensPerImage: 1600 },
+    facts: { target, attempts: 1, cache: 'off', warnings: [], cost: null, headers: [], firstToken: null },
     started: performance.now(),
     usage: noUsage,
+    size: { bound: 0, estimate: 0 },
+    maxOutputTokens: null,
+    limitOutput() {},
+    hold: null,
+    expenses: [],
+    outlive() {},
     onFrames() {},
     onSettled() {}
   }
-  const entry = { settle() {}, fail() {} }
+  const entry: Expense = {
+    inference,
+    target,
+    number: 1,
+    started: inference.started,
+    status: 'open',
+    usage: noUsage,
+    cost: null,
+    error: null,
+    duration: null,
+    firstToken: null,
+    meter: null,
+    metered: false,
+    settle() {},
+    fail() {}
+  }
   return { inference, target, number: 1, request, headers: {}, caller: inference, signal, timeouts, entry }
 }
 

@@ -422,9 +422,10 @@ t.test('the kernel', async t => {
         message: /routes already/
       }
     )
-    const accountant = () => ({ settle() {}, fail() {} })
-    app.gateway.accountWith(accountant)
-    t.throws(() => app.gateway.accountWith(accountant), { message: /keeps the books already/ })
+    app.gateway.accountWith({ open() {} })
+    app.gateway.accountWith({ cost: () => 0 })
+    t.throws(() => app.gateway.accountWith({ open() {} }), { message: /keeps the books already/ })
+    t.throws(() => app.gateway.accountWith({ cost: () => 0 }), { message: /knows the prices already/ })
   })
 
   t.test('makes callers of this process: public unless they name a tenant, each with its own id', async t => {

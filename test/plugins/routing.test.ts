@@ -12,8 +12,8 @@ import {
   UpstreamTimeout
 } from '../../schemas/errors.ts'
 import { chunkFrames } from '../../schemas/frames.ts'
+import type { Expense } from '../../schemas/gateway.ts'
 import type { Send } from '../../schemas/provider.ts'
-import type { Usage } from '../../schemas/usage.ts'
 import { build, hello, towards } from '../helper.ts'
 import { failure, gate, json, reset, seeded, startUpstream, turn, completion as wireCompletion } from '../upstream.ts'
 import {
@@ -711,33 +711,26 @@ t.test('attempt layers', async t => {
 })
 
 t.test('the accountant', async t => {
-  interface Line {
-    target: string
-    settled: Usage[]
-    failed: Array<{ error: unknown; usage: Usage }>
-  }
-
-  /** A host whose books note what happens to each line, and when. */
+  /** A host whose books note each line, and what has become of it by the time that the call has ended. */
   async function books(t: Test, options: HostOptions) {
     const app = await host(t, options)
-    const lines: Line[] = []
+    const lines: Expense[] = []
     const order: string[] = []
-    app.gateway.accountWith((_inference, target) => {
-      const line: Line = { target: target.provider.name, settled: [], failed: [] }
-      lines.push(line)
-      return {
-        settle(usage) {
-          order.push('line')
-          line.settled.push(usage())
-        },
-        fail(error, usage) {
-          order.push('line')
-          line.failed.push({ error, usage: usage() })
-        }
+    app.gateway.accountWith({
+      open: expense => void lines.push(expense),
+      cost(_target, usage) {
+        order.push('line')
+        return usage.input + usage.output
       }
     })
     app.gateway.intercept('budget', (inference, next) => {
-      inference.onSettled(() => order.push('call'))
+      inference.onSettled(() => {
+        order.push('call')
+        t.notOk(
+          inference.expenses.some(({ status }) => status === 'open'),
+          'every line has ended before anybody hears of the end of the call'
+        )
+      })
       return next(inference)
     })
     await app.ready()
@@ -747,8 +740,8 @@ t.test('the accountant', async t => {
       order,
       gateway,
       run: (request: ChatRequest = ask, signal?: AbortSignal) => gateway.complete(request, gateway.caller({ signal })),
-      /** How often each line was settled and failed. */
-      closed: () => lines.map(({ target, settled, failed }) => [target, settled.length, failed.length])
+      /** What became of each line. */
+      closed: () => lines.map(({ target, status }) => [target.provider.name, status])
     }
   }
 
@@ -757,17 +750,18 @@ t.test('the accountant', async t => {
   t.test('gets one line for a whole answer, settled with its usage before the call', async t => {
     const { run, lines, closed, order } = await books(t, { providers: [scripted('up', says('x', tokens(3, 2)))] })
     await run()
-    t.strictSame(closed(), [['up', 1, 0]])
-    t.match(lines[0]?.settled, [reported])
+    t.strictSame(closed(), [['up', 'settled']])
+    t.match(lines[0]?.usage, reported)
     t.strictSame(order, ['line', 'call'])
+    t.equal(lines[0]?.cost, 5)
   })
 
   t.test('gets one line for a stream, settled with its usage at the end, before the call', async t => {
     const { run, lines, closed, order } = await books(t, { providers: [scripted('up', says('x', tokens(3, 2)))] })
     const frames = reader(await run(askStream))
-    while (!(await frames.next()).done) t.strictSame(closed(), [['up', 0, 0]])
-    t.strictSame(closed(), [['up', 1, 0]])
-    t.match(lines[0]?.settled, [reported])
+    while (!(await frames.next()).done) t.strictSame(closed(), [['up', 'open']])
+    t.strictSame(closed(), [['up', 'settled']])
+    t.match(lines[0]?.usage, reported)
     t.strictSame(order, ['line', 'call'])
   })
 
@@ -775,10 +769,11 @@ t.test('the accountant', async t => {
     const fault = new UpstreamError('broken')
     const { run, lines, closed, order } = await books(t, { providers: [scripted('up', fails(fault))] })
     await rejection(run())
-    t.strictSame(closed(), [['up', 0, 1]])
-    t.equal(lines[0]?.failed[0]?.error, fault)
-    t.match(lines[0]?.failed[0]?.usage, { input: 0, output: 0, source: 'estimated' })
-    t.strictSame(order, ['line', 'call'])
+    t.strictSame(closed(), [['up', 'failed']])
+    t.equal(lines[0]?.error, fault)
+    t.match(lines[0]?.usage, { input: 0, output: 0, source: 'estimated' })
+    t.equal(lines[0]?.cost, 0)
+    t.strictSame(order, ['call'], 'nothing was used, so nobody is asked what it costs')
   })
 
   t.test('finds out that an answer cannot be read, and another target is asked', async t => {
@@ -805,8 +800,8 @@ t.test('the accountant', async t => {
     })
     await run()
     t.strictSame(closed(), [
-      ['one', 0, 1],
-      ['two', 1, 0]
+      ['one', 'failed'],
+      ['two', 'settled']
     ])
   })
 
@@ -819,11 +814,11 @@ t.test('the accountant', async t => {
     })
     await textOf(await run(askStream))
     t.strictSame(closed(), [
-      ['one', 0, 1],
-      ['two', 1, 0]
+      ['one', 'failed'],
+      ['two', 'settled']
     ])
-    t.match(lines[0]?.failed[0]?.usage, { input: 9, source: 'reported' })
-    t.match(lines[1]?.settled, [reported])
+    t.match(lines[0]?.usage, { input: 9, source: 'reported' })
+    t.match(lines[1]?.usage, reported)
   })
 
   t.test('gets one line for a stream that fails in the middle', async t => {
@@ -835,30 +830,30 @@ t.test('the accountant', async t => {
     const fault = new UpstreamError('broken')
     source.fail(fault)
     await rejection(frames.next())
-    t.strictSame(closed(), [['up', 0, 1]])
-    t.match(lines[0]?.failed, [{ error: fault, usage: reported }])
+    t.strictSame(closed(), [['up', 'failed']])
+    t.match(lines[0], { error: fault, usage: reported })
     t.strictSame(order, ['line', 'call'])
   })
 
   t.test('gets a failed line for a stream that ends too early', async t => {
     const { run, lines, closed } = await books(t, { providers: [scripted('up', streams(chunkFrames([chunk('x')])))] })
     await rejection(run(askStream).then(textOf))
-    t.strictSame(closed(), [['up', 0, 1]])
-    t.type(lines[0]?.failed[0]?.error, UpstreamError)
+    t.strictSame(closed(), [['up', 'failed']])
+    t.type(lines[0]?.error, UpstreamError)
   })
 
-  t.test('gets a failed line, with the reason, when the reader breaks off', async t => {
+  t.test('gets an interrupted line, with the reason, when the reader breaks off', async t => {
     const source = feed(chunkFrames([{ ...chunk('x'), usage: tokens(3, 2) }]))
     const { run, lines, closed, order } = await books(t, { providers: [scripted('up', source.send)] })
     const frames = reader(await run(askStream))
     await frames.next()
     await frames.return()
-    t.strictSame(closed(), [['up', 0, 1]])
-    t.match(lines[0]?.failed, [{ error: { wire: 'cancelled' }, usage: reported }])
+    t.strictSame(closed(), [['up', 'interrupted']])
+    t.match(lines[0], { error: { wire: 'cancelled' }, usage: reported })
     t.strictSame(order, ['line', 'call'])
   })
 
-  t.test('gets a failed line, with the reason, when the caller leaves', async t => {
+  t.test('gets an interrupted line, with the reason, when the caller leaves', async t => {
     const source = feed(chunkFrames([chunk('x')]))
     const { run, lines, closed, order } = await books(t, { providers: [scripted('up', source.send)] })
     const leaving = new AbortController()
@@ -868,24 +863,24 @@ t.test('the accountant', async t => {
     leaving.abort()
     await reading
     await turn()
-    t.strictSame(closed(), [['up', 0, 1]])
-    t.match(lines[0]?.failed, [{ error: { wire: 'cancelled' } }])
+    t.strictSame(closed(), [['up', 'interrupted']])
+    t.match(lines[0], { error: { wire: 'cancelled' } })
     t.strictSame(order, ['line', 'call'])
   })
 
-  t.test('gets a failed line when the caller leaves and nobody ever read', async t => {
+  t.test('gets an interrupted line when the caller leaves and nobody ever read', async t => {
     const source = feed(chunkFrames([chunk('x')]))
     const { run, closed, order } = await books(t, { providers: [scripted('up', source.send)] })
     const leaving = new AbortController()
     await run(askStream, leaving.signal)
     leaving.abort()
     await turn()
-    t.strictSame(closed(), [['up', 0, 1]])
+    t.strictSame(closed(), [['up', 'interrupted']])
     t.strictSame(order, ['line', 'call'])
   })
 
   for (const request of [ask, askStream]) {
-    t.test(`gets a failed line when the caller leaves before the answer, stream: ${request.stream}`, async t => {
+    t.test(`gets an interrupted line when the caller leaves before the answer, stream: ${request.stream}`, async t => {
       const { run, closed } = await books(t, { providers: [scripted('up', patient)] })
       const leaving = new AbortController()
       const answering = rejection(run(request, leaving.signal))
@@ -893,11 +888,11 @@ t.test('the accountant', async t => {
       leaving.abort()
       await answering
       await turn()
-      t.strictSame(closed(), [['up', 0, 1]])
+      t.strictSame(closed(), [['up', 'interrupted']])
     })
   }
 
-  t.test('gets a failed line when a stream comes after its caller has left', async t => {
+  t.test('gets an interrupted line when a stream comes after its caller has left', async t => {
     const { promise, open } = gate()
     const up = scripted('up', async attempt => {
       await promise
@@ -911,14 +906,14 @@ t.test('the accountant', async t => {
     await answering
     open()
     await turn()
-    t.strictSame(closed(), [['up', 0, 1]])
+    t.strictSame(closed(), [['up', 'interrupted']])
   })
 
   t.test('gets one line per call of next, each with its own usage', async t => {
     const up = scripted('up', says('one', tokens(1, 1)), says('two', tokens(2, 2)))
     const app = await host(t, { providers: [up] })
-    const settled: Usage[] = []
-    app.gateway.accountWith(() => ({ settle: usage => void settled.push(usage()), fail: () => t.fail() }))
+    const lines: Expense[] = []
+    app.gateway.accountWith({ open: expense => void lines.push(expense) })
     app.gateway.intercept('shape', async (inference, next) => {
       const first = await next(inference)
       if (first.stream) for await (const _ of first.frames);
@@ -926,9 +921,9 @@ t.test('the accountant', async t => {
     })
     await app.ready()
     await textOf(await app.gateway.complete(askStream, app.gateway.caller()))
-    t.match(settled, [
-      { input: 1, output: 1 },
-      { input: 2, output: 2 }
+    t.match(lines, [
+      { status: 'settled', usage: { input: 1, output: 1 } },
+      { status: 'settled', usage: { input: 2, output: 2 } }
     ])
   })
 
@@ -936,7 +931,7 @@ t.test('the accountant', async t => {
     const up = scripted('up')
     const app = await host(t, { providers: [up] })
     const refusal = new UpstreamRateLimited()
-    app.gateway.accountWith(async () => Promise.reject(refusal))
+    app.gateway.accountWith({ open: async () => Promise.reject(refusal) })
     await app.ready()
     t.equal(await rejection(app.gateway.complete(ask, app.gateway.caller())), refusal)
     t.equal(up.attempts.length, 0)
@@ -947,9 +942,10 @@ t.test('the accountant', async t => {
     const two = scripted('two')
     const app = await host(t, { providers: [scripted('one', fails(fault)), two], routing: inOrder('one', 'two') })
     let opened = 0
-    app.gateway.accountWith(async () => {
-      if (++opened > 1) throw new Error('no money left')
-      return { settle() {}, fail() {} }
+    app.gateway.accountWith({
+      async open() {
+        if (++opened > 1) throw new Error('no money left')
+      }
     })
     await app.ready()
     t.equal(await rejection(app.gateway.complete(ask, app.gateway.caller())), fault)
@@ -960,10 +956,7 @@ t.test('the accountant', async t => {
     const { promise, open } = gate()
     const up = scripted('up', silent)
     const app = await host(t, { providers: [up] })
-    app.gateway.accountWith(async () => {
-      await promise
-      return { settle() {}, fail() {} }
-    })
+    app.gateway.accountWith({ open: () => promise })
     await app.ready()
     const leaving = new AbortController()
     const answering = rejection(app.gateway.complete(ask, app.gateway.caller({ signal: leaving.signal })))

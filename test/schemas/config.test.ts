@@ -39,10 +39,12 @@ t.test('an empty configuration has every default', async t => {
     tenants: {
       public: {
         keys: [],
+        active: true,
         budget: { usd: 5, period: 'total' },
         maxRequestUsd: 0.05,
         maxOutputTokens: 1000,
-        open: false
+        open: false,
+        metadata: {}
       }
     },
     plugins: {
@@ -54,6 +56,12 @@ t.test('an empty configuration has every default', async t => {
       sensible: {},
       rateLimit: { max: 600, timeWindow: 60_000 },
       auth: { anonymousTenant: 'auto', jwt: false },
+      shared: { onRedisDown: 'deny', timeout: 50, lease: 10_000 },
+      tenants: { createOnDemand: false },
+      limits: {},
+      pricing: { table: true },
+      idempotency: { ttl: 86_400_000, maxAnswer: 4 * 1024 * 1024 },
+      admin: {},
       budgets: { unpriced: 'deny' },
       ledger: { durability: 'process', onClientGone: 'abort', retention: 7_776_000_000 },
       cache: false,

@@ -191,7 +191,7 @@ t.test('a variable that does not fit is named beside the path it sets', async t 
     'server.host (HOST): found "a b"; allowed: an address to listen on',
     'server.port (PORT): found "80a"; allowed: a whole number from 0 to 65535',
     'server.sse (ENABLE_STREAMING): found a text; allowed: false or an object',
-    'store (DATABASE_URL): found <hidden>; allowed: sqlite:FILE or a postgres:// URL',
+    'store (DATABASE_URL): found <hidden>; allowed: false, sqlite:FILE or a postgres:// URL',
     'redis (REDIS_URL): found <hidden>; allowed: a redis:// or rediss:// URL',
     'plugins.rateLimit.max (RATE_LIMIT_MAX_REQUESTS): found "-1"; allowed: a whole number of at least 1',
     'plugins.rateLimit.timeWindow (RATE_LIMIT_WINDOW_MS): found 99999999999; allowed: a duration such as 250ms, 5s or 10m, above 0, at most 24d',
