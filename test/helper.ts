@@ -4,11 +4,11 @@ import type { Test } from 'tap'
 import modelGateway, { type ModelGatewayOptions, readConfig, serverOptions } from '../app.ts'
 import { startUpstream } from './upstream.ts'
 
-/** A host with nothing but the gateway, built as server.ts builds it; closed after the test. */
+/** A host with nothing but the gateway, built as server.ts builds it; closed after the test. Stores nothing unless told to. */
 export async function build(t: Test, options: ModelGatewayOptions = {}): Promise<FastifyInstance> {
   const app = Fastify(serverOptions({ bodyLimit: 10 * 1024 * 1024, trustProxy: false }))
   t.teardown(() => app.close())
-  const { settings } = readConfig(options)
+  const { settings } = readConfig({ store: false, ...options })
   await app.register(modelGateway, { standalone: { settings, log: app.log, adminTokenGenerated: false } })
   return app
 }
