@@ -26,7 +26,10 @@ const exposed = [
   'x-gateway-attempts',
   'x-gateway-cache',
   'x-gateway-cost-usd',
-  'x-gateway-warnings'
+  'x-gateway-warnings',
+  'x-gateway-budget-remaining-usd',
+  'x-gateway-degraded',
+  'idempotency-replayed'
 ]
 
 /** @fastify/cors inside our scope. The requested headers are allowed as asked: SDKs add new ones with every release. */

@@ -290,22 +290,28 @@ interface Said {
  */
 function saidIn(text: string): Said {
   const said = { pieces: 0, bytes: 0 }
-  let lineEnd = -1
   let before = ''
+  let end = -1
+  let lineFeed = -1
   saying.lastIndex = 0
   while (saying.test(text)) {
     const start = saying.lastIndex
-    const end = closingQuote(text, start)
-    const words = text.slice(start, end)
+    const isNext = end === -1 || lineFeed < start || text.slice(end, start).includes('\r')
+    end = closingQuote(text, start)
     saying.lastIndex = end + 1
-    if (start > lineEnd) {
-      said.pieces++
-      lineEnd = endOfLine(text, end)
-    } else if (words === before) continue
-    said.bytes += words.includes('\\') ? unescapedBytes(words) : words.length
+    const words = text.slice(start, end)
+    if (isNext) said.pieces++
+    else if (words === before) continue
     before = words
+    said.bytes += words.includes('\\') ? unescapedBytes(words) : words.length
+    if (lineFeed < end) lineFeed = following('\n', text, end)
   }
   return said
+}
+
+function following(character: string, text: string, from: number): number {
+  const at = text.indexOf(character, from)
+  return at === -1 ? text.length : at
 }
 
 /** The first quote from a position on that no backslash escapes. */
@@ -316,13 +322,6 @@ function closingQuote(text: string, from: number): number {
     if ((at - slash) % 2 === 0) return at
   }
   return text.length
-}
-
-function endOfLine(text: string, from: number): number {
-  const lf = text.indexOf('\n', from)
-  if (lf !== -1) return lf
-  const cr = text.indexOf('\r', from)
-  return cr === -1 ? text.length : cr
 }
 
 /** Bytes of a JSON text once its escapes are what they stand for. */

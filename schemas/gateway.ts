@@ -114,6 +114,12 @@ export interface Hold {
   readonly charges: string
 }
 
+/** A place among the calls that limits count. It ends with the call, once: the plugin that gave it listens to the end. */
+export interface Admission {
+  /** Gives the place back and corrects the tokens that were counted for it; null: nobody knows how many it took. */
+  end(tokens: number | null): void
+}
+
 /** What a stream or an answer has used so far: reported, else estimated from what was delivered. */
 export interface Meter {
   usage(): Usage
@@ -167,6 +173,8 @@ export interface Inference extends Caller {
   limitOutput(tokens: number): void
   /** What budgets holds for this call. */
   hold: Hold | null
+  /** What limits counts for this call. */
+  admission?: Admission | null
   /** Its provider calls so far. */
   readonly expenses: readonly Expense[]
   /** The call goes on after its caller has left, to its end and its true usage. */

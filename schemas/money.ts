@@ -1,6 +1,6 @@
 // Money is counted in whole nano-USD (1e-9) and prices in whole pico-USD (1e-12) per token, so that sums are exact.
 
-/** A million dollars a day for a hundred years is more than this; a single budget is not. */
+/** The most nano-USD that one number may hold: 9,000,000 USD. Totals over time are bigint. */
 export const mostNano = 9_000_000_000_000_000
 
 /** Nano-USD of an amount in USD, rounded half up. Read from its decimal text: 0.1 is not 0.1000000000000000055. @throws RangeError */
@@ -29,8 +29,9 @@ export function usdText(nano: number | bigint): string {
 /** Shifts the decimal point of a written number and rounds half up. */
 function scaled(value: number | string, places: number): number {
   const match = /^(\d*)\.?(\d*)(?:e([+-]?\d{1,3}))?$/i.exec(String(value).trim())
-  if (match === null || (match[1] === '' && match[2] === ''))
-    throw new RangeError(`'${value}' is not an amount of USD.`)
+  if (match === null || (match[1] === '' && match[2] === '')) {
+    throw new RangeError(`'${String(value).slice(0, 40)}' is not an amount of USD.`)
+  }
   const [, whole = '', fraction = '', exponent = '0'] = match
   const shift = places + Number(exponent)
   const digits = whole + fraction
@@ -38,6 +39,8 @@ function scaled(value: number | string, places: number): number {
   const kept = point <= 0 ? '0' : digits.slice(0, point).padEnd(point, '0')
   const next = point < 0 ? '0' : (digits[point] ?? '0')
   const result = Number(kept) + (next >= '5' ? 1 : 0)
-  if (!Number.isSafeInteger(result)) throw new RangeError(`${value} USD is more than can be counted exactly.`)
+  if (!Number.isSafeInteger(result)) {
+    throw new RangeError(`${String(value).slice(0, 40)} USD is more than can be counted exactly.`)
+  }
   return result
 }

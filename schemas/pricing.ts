@@ -26,18 +26,21 @@ export interface PriceCard {
   readonly tiers: ReadonlyArray<{ readonly above: number; readonly rates: Rates }>
 }
 
-/** Prices: pure lookups and sums, no clock and no network on the way of a request. */
+/** Prices: lookups and sums without the network. Nothing here throws on the way of a request. */
 export interface Pricing {
   /** Null: nobody knows what this target costs. Unknown is not zero. */
   of(target: Target): PriceCard | null
-  /** Nano-USD of one provider call. The provider's own charge wins. Null: unknown. */
+  /** Nano-USD of one provider call. The provider's own charge wins. Null: unknown. At most `mostNano`. */
   cost(target: Target, usage: Usage): number | null
-  /** The most that so many tokens can cost at this target, in nano-USD, rounded up; null: unknown. */
+  /**
+   * The most that so many tokens can cost at this target, in nano-USD, rounded up; null: unknown. A provider's own charge
+   * is not bound by it. Prices that change within a day count as well.
+   */
   bound(target: Target, input: number, output: number): number | null
   /** What so many tokens are likely to cost: plain input and output. Null: unknown. */
   estimate(target: Target, input: number, output: number): number | null
-  /** The built-in table, as /ready and the start-up log show it. */
-  readonly table: { readonly name: string; readonly version: string; readonly published: string | null }
+  /** The built-in table, as /ready and the start-up log show it; null: switched off. */
+  readonly table: { readonly name: string; readonly version: string; readonly published: string | null } | null
 }
 
 declare module './gateway.ts' {

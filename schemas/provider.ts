@@ -55,6 +55,8 @@ export interface Provider {
   readonly capabilities: Capabilities
   /** What a call costs by this adapter's own word, USD per million tokens: the echo is free. */
   readonly price?: Price
+  /** Whose price list applies: a vendor by its name in the built-in table, else the one that owns the URL. */
+  readonly pricing?: { readonly vendor?: string; readonly url?: string }
   /**
    * Asks the model. A whole answer when `attempt.request.stream` is not true, else frames; resolves with the response's
    * headers and ends with the attempt's signal.

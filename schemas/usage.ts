@@ -15,9 +15,12 @@ export interface Usage {
   readonly source: 'reported' | 'estimated'
   /** What the provider says that it charged, in nano-USD; null where it says nothing. */
   readonly charge: number | null
-  /** The report contradicts itself: its details are more than its totals. */
+  /** The report contradicts itself: its details are more than its totals, or its total more than its parts. */
   readonly mismatch: boolean
 }
+
+/** No answer has more; whoever says so is not believed, and sums stay exact. */
+const mostTokens = 1_000_000_000_000
 
 export const noUsage: Usage = Object.freeze({
   input: 0,
@@ -35,7 +38,7 @@ export const noUsage: Usage = Object.freeze({
 
 /** What was delivered without a report. */
 export function estimatedUsage(input: number, output: number): Usage {
-  return { ...noUsage, input, output }
+  return { ...noUsage, input: count(input), output: count(output) }
 }
 
 /** All input tokens, cached ones too. */
@@ -50,7 +53,8 @@ export function outputOf(usage: Usage): number {
 
 /**
  * OpenAI's totals with their details taken out of them, so that no token is counted twice. Negative rests become 0;
- * a report without any count is none.
+ * a report without any count is none. What `total_tokens` has beyond its two parts is counted where it belongs: some
+ * vendors leave reasoning (xAI) or cached tokens out of the parts; what nothing explains are thoughts (Gemini).
  */
 export function usageOf(reported: CompletionUsage | null | undefined): Usage {
   if (typeof reported?.prompt_tokens !== 'number' && typeof reported?.completion_tokens !== 'number') return noUsage
@@ -59,10 +63,24 @@ export function usageOf(reported: CompletionUsage | null | undefined): Usage {
   const cacheRead = count(input?.cached_tokens)
   const cacheWrite5m = count(input?.cache_write_tokens)
   const audioInput = count(input?.audio_tokens)
-  const reasoning = count(output?.reasoning_tokens)
   const audioOutput = count(output?.audio_tokens)
-  const plainInput = count(reported.prompt_tokens) - cacheRead - cacheWrite5m - audioInput
-  const plainOutput = count(reported.completion_tokens) - reasoning - audioOutput
+  let reasoning = count(output?.reasoning_tokens)
+  let prompt = count(reported.prompt_tokens)
+  let completion = count(reported.completion_tokens)
+  let mismatch = false
+  const beside = count(reported.total_tokens) - prompt - completion
+  if (beside > 0) {
+    if (typeof reported.prompt_tokens !== 'number') prompt += beside
+    else if (typeof reported.completion_tokens !== 'number' || beside === reasoning) completion += beside
+    else if (beside === cacheRead + cacheWrite5m) prompt += beside
+    else {
+      completion += beside
+      reasoning += beside
+      mismatch = true
+    }
+  }
+  const plainInput = prompt - cacheRead - cacheWrite5m - audioInput
+  const plainOutput = completion - reasoning - audioOutput
   return {
     input: Math.max(0, plainInput),
     cacheRead,
@@ -74,7 +92,7 @@ export function usageOf(reported: CompletionUsage | null | undefined): Usage {
     audioOutput,
     source: 'reported',
     charge: chargeOf(reported),
-    mismatch: plainInput < 0 || plainOutput < 0
+    mismatch: mismatch || plainInput < 0 || plainOutput < 0
   }
 }
 
@@ -83,7 +101,8 @@ function chargeOf({ cost, is_byok: own, cost_details: details }: CompletionUsage
   if (typeof cost !== 'number') return null
   const rest = own === true ? upstreamCost(details) : 0
   try {
-    return nanoOf(cost) + nanoOf(rest)
+    const charge = nanoOf(cost) + nanoOf(rest)
+    return Number.isSafeInteger(charge) ? charge : null
   } catch {
     return null
   }
@@ -94,6 +113,9 @@ function upstreamCost(details: unknown): number {
   return typeof details.upstream_inference_cost === 'number' ? details.upstream_inference_cost : 0
 }
 
+/** A number of tokens that can be counted exactly. */
 function count(tokens: unknown): number {
-  return typeof tokens === 'number' && Number.isFinite(tokens) && tokens > 0 ? Math.floor(tokens) : 0
+  return typeof tokens === 'number' && Number.isFinite(tokens) && tokens > 0
+    ? Math.min(Math.floor(tokens), mostTokens)
+    : 0
 }

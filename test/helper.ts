@@ -4,20 +4,27 @@ import type { Test } from 'tap'
 import modelGateway, { type ModelGatewayOptions, readConfig, serverOptions } from '../app.ts'
 import { startUpstream } from './upstream.ts'
 
-/** A host with nothing but the gateway, built as server.ts builds it; closed after the test. Stores nothing unless told to. */
+/**
+ * A host with nothing but the gateway, built as server.ts builds it; closed after the test. Unless told otherwise it stores
+ * nothing and does not limit addresses.
+ */
 export async function build(t: Test, options: ModelGatewayOptions = {}): Promise<FastifyInstance> {
   const app = Fastify(serverOptions({ bodyLimit: 10 * 1024 * 1024, trustProxy: false }))
   t.teardown(() => app.close())
-  const { settings } = readConfig({ store: false, ...options })
+  const { settings } = readConfig({
+    store: false,
+    ...options,
+    plugins: { rateLimit: false, ...options.plugins }
+  })
   await app.register(modelGateway, { standalone: { settings, log: app.log, adminTokenGenerated: false } })
   return app
 }
 
-/** Options for a gateway whose alias `test` is answered by `upstream`. */
+/** Options for a gateway whose alias `test` is answered by `upstream`, for nothing. */
 export function towards(upstream: { url: string }, options: ModelGatewayOptions = {}): ModelGatewayOptions {
   return {
     providers: { up: { type: 'openai-compatible', baseUrl: upstream.url, apiKeys: ['sk-upstream-secret'] } },
-    models: { test: { targets: [{ provider: 'up', model: 'upstream-model' }] } },
+    models: { test: { targets: [{ provider: 'up', model: 'upstream-model', price: { input: 0, output: 0 } }] } },
     ...options
   }
 }

@@ -1,5 +1,6 @@
 import type { FastifyReply } from 'fastify'
 import type { Facts } from '../../schemas/gateway.ts'
+import { usdText } from '../../schemas/money.ts'
 
 /**
  * The headers of an answer as name, value, name, value: Node writes a flat list in a fraction of the time that a reply
@@ -13,6 +14,9 @@ export function headOf(facts: Facts | null, id: string, type: string): string[] 
     head.push('x-gateway-provider', facts.target.provider.name, 'x-gateway-model', facts.target.model)
   }
   head.push('x-gateway-attempts', String(facts.attempts), 'x-gateway-cache', facts.cache)
+  // Known only once the call has settled, so streams, whose head leaves with the first token, do not carry it.
+  if (facts.cost !== null) head.push('x-gateway-cost-usd', usdText(facts.cost))
+  for (const text of facts.headers) head.push(text)
   if (facts.warnings.length > 0)
     head.push('x-gateway-warnings', facts.warnings.join('; ').replace(/[^\t\x20-\x7e]/g, '?'))
   return head

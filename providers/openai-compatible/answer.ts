@@ -1,4 +1,4 @@
-import type { ChatCompletion } from '../../schemas/chat.ts'
+import type { ChatCompletion, CompletionUsage } from '../../schemas/chat.ts'
 import { UpstreamError } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
 import type { Answer } from '../../schemas/gateway.ts'
@@ -6,6 +6,11 @@ import { type EventReader, eventReader } from '../sse.ts'
 import { type Reads, type Reply, type VendorError, vendorFault } from '../upstream.ts'
 
 const errorKey = /"error"\s*:\s*[^n\s]|"object"\s*:\s*"error"/
+const usageKey = /"usage"\s*:\s*/g
+/** The most bytes from the usage to the end of a body that are searched for brackets; nearly everybody puts it last. */
+const longestTail = 65_536
+/** A bracket, or a whole string. */
+const structural = /[{}[\]]|"(?:[^"\\]|\\.)*"/g
 const openBrace = 123
 const closeBrace = 125
 
@@ -19,6 +24,7 @@ export function wholeAnswer(reply: Reply, redact: Redact): Answer {
   if (isEncoded(reply)) throw new UpstreamError('it compressed an answer that nobody asked to.')
   if (!looksWhole(raw)) throw new UpstreamError('its answer is not JSON.')
   let body: ChatCompletion | null = null
+  let usage: CompletionUsage | null | undefined
   if (errorKey.test(raw.toString('latin1'))) {
     const parsed = parse(raw)
     const error = errorIn(parsed)
@@ -30,8 +36,50 @@ export function wholeAnswer(reply: Reply, redact: Redact): Answer {
     get body() {
       body ??= completionOf(raw)
       return body
+    },
+    get usage() {
+      if (usage === undefined) usage = body === null ? usageFound(raw, () => this.body) : usageIn(body)
+      return usage
     }
   }
+}
+
+/**
+ * The usage of a body that nobody else reads, without parsing the rest of it: taken when the key stands there once, as
+ * a field of the body itself; otherwise the whole body is parsed. A key inside a string cannot match, because its quotes
+ * would be escaped.
+ */
+function usageFound(raw: Buffer, parsed: () => ChatCompletion): CompletionUsage | null {
+  const text = raw.toString('latin1')
+  usageKey.lastIndex = 0
+  if (!usageKey.test(text)) return null
+  const start = usageKey.lastIndex
+  if (usageKey.test(text) || text[start] !== '{') return usageIn(parsed())
+  if (text.length - start > longestTail) return usageIn(parsed())
+  const end = closing(text, start, 0)
+  // Of the body itself: its own brace is the only one that closes after it.
+  if (end === -1 || closing(text, end, 1) !== text.trimEnd().length) return usageIn(parsed())
+  const found = parse(raw.subarray(start, end))
+  return isUsage(found) ? found : usageIn(parsed())
+}
+
+/** The position after the bracket that closes all that are open: those inside `text` from `from` on, and `depth` before. */
+function closing(text: string, from: number, depth: number): number {
+  structural.lastIndex = from
+  for (let match = structural.exec(text); match !== null; match = structural.exec(text)) {
+    const mark = match[0]
+    if (mark === '{' || mark === '[') depth++
+    else if ((mark === '}' || mark === ']') && --depth <= 0) return structural.lastIndex
+  }
+  return -1
+}
+
+function usageIn(body: unknown): CompletionUsage | null {
+  return typeof body === 'object' && body !== null && 'usage' in body && isUsage(body.usage) ? body.usage : null
+}
+
+function isUsage(value: unknown): value is CompletionUsage {
+  return typeof value === 'object' && value !== null
 }
 
 /** The frames of a stream; an error inside it is thrown after what came before it. */

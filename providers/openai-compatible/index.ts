@@ -96,7 +96,12 @@ function createProvider(options: OpenAICompatibleOptions): { provider: Provider;
     return answer
   }
 
-  const provider: Provider = { name: options.name, capabilities: { dialects: ['openai'] }, send }
+  const provider: Provider = {
+    name: options.name,
+    capabilities: { dialects: ['openai'] },
+    pricing: { url: baseUrl },
+    send
+  }
   return { provider, close: () => upstream.close() }
 }
 

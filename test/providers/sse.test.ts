@@ -2,6 +2,8 @@ import t from 'tap'
 import { EventFrames, type EventReader, eventReader, type Read } from '../../providers/sse.ts'
 import type { ChatCompletionChunk, CompletionUsage } from '../../schemas/chat.ts'
 import { isGatewayError } from '../../schemas/errors.ts'
+import { chunkFrames } from '../../schemas/frames.ts'
+import { tokensIn } from '../../schemas/tokens.ts'
 import { chunks, pieces, seeded } from '../upstream.ts'
 import { randomStream, reference } from './streams.ts'
 
@@ -361,6 +363,90 @@ t.test('frames can be iterated again and in part', async t => {
   }
   t.same([...frames], said)
   t.same([...frames], said)
+})
+
+/** How much a stream says, however it is cut. */
+function heard(all: readonly unknown[], cut: Parameters<typeof pieces>[1]) {
+  const { frames } = readAll(pieces(Buffer.from(all.map(chunk => event(chunk)).join('')), cut))
+  return {
+    pieces: frames.reduce((sum, read) => sum + read.pieces, 0),
+    textBytes: frames.reduce((sum, read) => sum + read.textBytes, 0)
+  }
+}
+
+t.test(
+  'every event that says something is a piece, wherever the stream is cut; role, end and usage are none',
+  async t => {
+    const words = Array.from({ length: 100 }, (_, index) => (index % 7 === 0 ? '東京 🙂 "quoted"\n' : ` word${index}`))
+    const all = chunks(words, { usage: true })
+    const textBytes = Buffer.byteLength(words.join(''))
+    for (let seed = 1; seed <= 200; seed++)
+      t.strictSame(heard(all, { seed, max: seed * 3 }), { pieces: 100, textBytes })
+    t.strictSame(heard(all, 'byte'), { pieces: 100, textBytes })
+  }
+)
+
+t.test('what an event says is counted in whatever words it says it', async t => {
+  const said: Array<[delta: object, bytes: number]> = [
+    [{ content: 'four' }, 4],
+    [{ reasoning_content: 'four' }, 4],
+    [{ refusal: 'four' }, 4],
+    [{ reasoning: 'four', reasoning_details: [{ type: 'reasoning.text', text: 'four' }] }, 4],
+    [{ content: [{ type: 'text', text: 'four' }] }, 4],
+    [{ tool_calls: [{ index: 0, id: 'call_1', type: 'function', function: { name: 'four', arguments: '' } }] }, 4],
+    [{ tool_calls: [{ index: 0, function: { arguments: '{"a":"\\"content\\":\\"x\\""}' } }] }, 25],
+    [{ content: 'a "content":"b" \\" \\\\' }, 21],
+    [{ content: 'Zürich', reasoning_content: 'x' }, 8]
+  ]
+  for (const [delta, bytes] of said) {
+    const chunk = { ...chunks('x')[1]!, choices: [{ index: 0, delta, finish_reason: null }] }
+    const frames = only(event(chunk))
+    t.strictSame(
+      { pieces: frames.pieces, textBytes: frames.textBytes },
+      { pieces: 1, textBytes: bytes },
+      JSON.stringify(delta)
+    )
+  }
+  for (const delta of [{}, { role: 'assistant' }, { content: '' }, { content: null }, { tool_calls: [] }]) {
+    const frames = only(event({ choices: [{ index: 0, delta, finish_reason: 'stop' }] }))
+    t.strictSame([frames.pieces, frames.textBytes], [0, 0], JSON.stringify(delta))
+  }
+})
+
+t.test('escaped characters count as the bytes that they stand for', async t => {
+  const frames = only('data: {"choices":[{"delta":{"content":"\\u6771\\u4eac \\ud83d\\ude42 \\u00fc\\n\\u0041"}}]}\n\n')
+  t.equal(frames.textBytes, Buffer.byteLength('東京 🙂 ü\nA'))
+})
+
+t.test('a text that is cut off, or megabytes long, is counted without a stack', async t => {
+  const long = '\\"\\\\x'.repeat(1_000_000)
+  t.equal(only(`data: {"choices":[{"delta":{"content":"${long}"}}]}\n\n`).textBytes, 3_000_000)
+  t.equal(only(`data: {"choices":[{"delta":{"content":"${long}`).pieces, 1)
+})
+
+t.test('pieces of a token each are counted as tokens, longer ones by their bytes', async t => {
+  const text = 'The quick brown fox jumps over the lazy dog, and nobody in the whole village has ever asked it why. '
+  const words = text.repeat(5).match(/\s?\S+/g)!
+  const single = heard(chunks(words), 'event')
+  t.equal(tokensIn(single.pieces, single.textBytes), words.length)
+  const packed = heard(chunks(text.repeat(5).match(/.{1,80}/g)!), 'event')
+  const tokens = tokensIn(packed.pieces, packed.textBytes)
+  t.ok(tokens > words.length && tokens < words.length * 1.5, `${tokens} for ${words.length} words`)
+  const sole = heard(chunks([' internationalization']), 'event')
+  t.equal(tokensIn(sole.pieces, sole.textBytes), 1)
+  t.equal(tokensIn(0, 0), 0)
+})
+
+t.test('counting agrees with parsing on 2,000 random streams', async t => {
+  for (let seed = 1; seed <= 2_000; seed++) {
+    for (const read of readAll([randomStream(seeded(seed))]).frames) {
+      const { pieces, textBytes } = chunkFrames([...read])
+      if (read.pieces === pieces && read.textBytes === textBytes) continue
+      t.strictSame([read.pieces, read.textBytes], [pieces, textBytes], `seed ${seed}: ${read.raw}`)
+      return
+    }
+  }
+  t.pass('2,000 streams')
 })
 
 t.test('reading agrees with a slow parser written from the specification on 5,000 random streams', async t => {

@@ -73,6 +73,23 @@ t.test('frames of chunks', async t => {
     t.match(chunkFrames([]), { finished: false, hasToken: false, hasData: false, usage: null })
   })
 
+  t.test('count what is said, not roles and ends, and the same words under a second name once', async t => {
+    const frames = chunkFrames([
+      of({ role: 'assistant', content: '' }),
+      of({ content: 'Zürich' }),
+      of({ reasoning: 'hm', reasoning_details: [{ type: 'reasoning.text', text: 'hm' }] }),
+      of(call),
+      of({}, 'stop'),
+      bare
+    ])
+    t.strictSame([frames.pieces, frames.textBytes], [3, 7 + 2 + 1])
+  })
+
+  t.test('count nested words without end only so far', async t => {
+    const deep = JSON.parse(`${'{"a":'.repeat(50_000)}{"text":"x"}${'}'.repeat(50_000)}`)
+    t.equal(chunkFrames([of({ deep })]).pieces, 0)
+  })
+
   t.test('report the last usage', async t => {
     const later = { ...usage, completion_tokens: 9 }
     t.strictSame(chunkFrames([bare, { ...bare, usage: later }, of({})]).usage, later)

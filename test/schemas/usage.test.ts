@@ -1,6 +1,6 @@
 import t from 'tap'
 import type { CompletionUsage } from '../../schemas/chat.ts'
-import { noUsage, type Usage, usageOf } from '../../schemas/usage.ts'
+import { estimatedUsage, inputOf, noUsage, outputOf, type Usage, usageOf } from '../../schemas/usage.ts'
 import { numbers } from './helper.ts'
 
 const inputs = ['input', 'cacheRead', 'cacheWrite5m', 'cacheWrite1h', 'audioInput'] as const
@@ -36,7 +36,9 @@ t.test('details are taken out of their totals', async t => {
     output: 12,
     reasoning: 30,
     audioOutput: 8,
-    source: 'reported'
+    source: 'reported',
+    charge: null,
+    mismatch: false
   })
 })
 
@@ -58,6 +60,7 @@ t.test('the buckets add up to what was reported', async t => {
       completion_tokens_details: { reasoning_tokens: reasoning, audio_tokens: upTo(completion - reasoning) }
     })
     if (sum(usage, inputs) !== prompt || sum(usage, outputs) !== completion) t.fail(JSON.stringify(usage))
+    if (inputOf(usage) !== prompt || outputOf(usage) !== completion || usage.mismatch) t.fail(JSON.stringify(usage))
   }
   t.pass()
 })
@@ -78,7 +81,81 @@ t.test('no bucket is negative where details exceed their total', async t => {
     prompt_tokens_details: { cached_tokens: 9 },
     completion_tokens_details: { reasoning_tokens: 9 }
   })
-  t.match(usage, { input: 0, cacheRead: 9, output: 0, reasoning: 9 })
+  t.match(usage, { input: 0, cacheRead: 9, output: 0, reasoning: 9, mismatch: true })
+})
+
+t.test('reasoning that is not among the completion tokens, but in the total, is counted (xAI)', async t => {
+  const usage = usageOf({
+    prompt_tokens: 10,
+    completion_tokens: 5,
+    total_tokens: 215,
+    completion_tokens_details: { reasoning_tokens: 200 }
+  })
+  t.match(usage, { input: 10, output: 5, reasoning: 200, mismatch: false })
+})
+
+t.test('cached tokens that are not among the prompt tokens, but in the total, are counted', async t => {
+  const usage = usageOf({
+    prompt_tokens: 10,
+    completion_tokens: 5,
+    total_tokens: 115,
+    prompt_tokens_details: { cached_tokens: 80, cache_write_tokens: 20 }
+  })
+  t.match(usage, { input: 10, cacheRead: 80, cacheWrite5m: 20, output: 5, mismatch: false })
+})
+
+t.test('a total that nothing explains is counted as thoughts, and said to be odd (Gemini)', async t => {
+  const usage = usageOf({ prompt_tokens: 10, completion_tokens: 5, total_tokens: 1015 })
+  t.match(usage, { input: 10, output: 5, reasoning: 1000, mismatch: true })
+})
+
+t.test('a total that is less than its parts changes nothing', async t => {
+  t.match(usageOf({ prompt_tokens: 10, completion_tokens: 5, total_tokens: 0 }), {
+    input: 10,
+    output: 5,
+    mismatch: false
+  })
+})
+
+t.test('a part that is missing is the rest of the total', async t => {
+  const only = (reported: object) => usageOf(reported as CompletionUsage)
+  t.match(only({ completion_tokens: 5, total_tokens: 15 }), { input: 10, output: 5, mismatch: false })
+  t.match(only({ prompt_tokens: 10, total_tokens: 15 }), { input: 10, output: 5, mismatch: false })
+})
+
+t.test('what the provider charged is taken in nano-USD', async t => {
+  const counted = { prompt_tokens: 1, completion_tokens: 1, total_tokens: 2 }
+  const charge = (own: object) => usageOf({ ...counted, ...own }).charge
+  t.equal(charge({}), null)
+  t.equal(charge({ cost: 0.00014 }), 140_000)
+  t.equal(charge({ cost: 0 }), 0)
+  t.equal(charge({ cost: 5e-10 }), 1)
+  t.equal(charge({ cost: 0.01, is_byok: false, cost_details: { upstream_inference_cost: 0.5 } }), 10_000_000)
+  t.equal(charge({ cost: 0.01, is_byok: true, cost_details: { upstream_inference_cost: 0.5 } }), 510_000_000)
+  t.equal(charge({ cost: 0.01, is_byok: true, cost_details: { upstream_inference_cost: null } }), 10_000_000)
+  t.equal(charge({ cost: 0.01, is_byok: true, cost_details: null }), 10_000_000)
+})
+
+for (const cost of [-1, Number.NaN, Number.POSITIVE_INFINITY, 1e300, 9_007_199, '0.1', null, { total_cost: 1 }, true]) {
+  t.test(`a charge of ${typeof cost} ${JSON.stringify(cost)} is none, unless it can be counted`, async t => {
+    const { charge } = usageOf({ prompt_tokens: 1, completion_tokens: 1, total_tokens: 2, cost })
+    t.equal(charge, cost === 9_007_199 ? 9_007_199_000_000_000 : null)
+  })
+}
+
+t.test('two charges that are too much together are none', async t => {
+  const own = { cost: 9_007_199, is_byok: true, cost_details: { upstream_inference_cost: 9_007_199 } }
+  t.equal(usageOf({ prompt_tokens: 1, completion_tokens: 1, total_tokens: 2, ...own }).charge, null)
+})
+
+t.test('an absurd count is cut where sums stay exact', async t => {
+  const usage = usageOf({ prompt_tokens: 1e308, completion_tokens: 1e308, total_tokens: 1e308 })
+  t.ok(Number.isSafeInteger(inputOf(usage) + outputOf(usage)))
+})
+
+t.test('an estimate is whole tokens, plain ones, and says that it is one', async t => {
+  t.strictSame(estimatedUsage(7, 3), { ...noUsage, input: 7, output: 3 })
+  t.strictSame(estimatedUsage(Number.NaN, -1), noUsage)
 })
 
 for (const odd of [-5, Number.NaN, Number.POSITIVE_INFINITY, '7', null, undefined, {}]) {
