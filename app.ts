@@ -1,16 +1,29 @@
+import { mkdtempSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
-import auth from './plugins/auth.ts'
+import admin from './plugins/admin/index.ts'
+import auth from './plugins/auth/index.ts'
+import budgets from './plugins/budgets/index.ts'
 import chatCompletions from './plugins/chat-completions/index.ts'
 import cors from './plugins/cors.ts'
 import gateway from './plugins/gateway/index.ts'
 import health from './plugins/health.ts'
 import helmet from './plugins/helmet.ts'
 import http from './plugins/http/index.ts'
+import idempotency from './plugins/idempotency/index.ts'
+import ledger from './plugins/ledger/index.ts'
+import limits from './plugins/limits/index.ts'
 import models from './plugins/models.ts'
+import pricing from './plugins/pricing/index.ts'
 import proxy from './plugins/proxy.ts'
+import rateLimit from './plugins/rate-limit.ts'
 import routing from './plugins/routing/index.ts'
 import sensible from './plugins/sensible.ts'
+import shared from './plugins/shared/index.ts'
+import store from './plugins/store/index.ts'
+import tenantsPlugin from './plugins/tenants/index.ts'
 import echo from './providers/echo.ts'
 import openaiCompatible from './providers/openai-compatible/index.ts'
 import { type Config, readConfig, type Settings } from './schemas/config.ts'
@@ -36,8 +49,9 @@ export interface Standalone {
 
 /** The gateway in reading order. Everything lives in the scope that it is given. */
 async function gatewayApp(app: FastifyInstance, settings: Settings, standalone?: Standalone): Promise<void> {
-  const { server, plugins, tenants } = settings
+  const { server, plugins, tenants, store: storeUrl, redis } = settings
   const origins = server.cors === false ? [] : server.cors.origin
+  const together = redis !== undefined && plugins.shared !== false
 
   // the kernel, and what it routes to
   await app.register(gateway, { shutdownGrace: server.shutdownGrace, log: standalone?.log })
@@ -48,18 +62,45 @@ async function gatewayApp(app: FastifyInstance, settings: Settings, standalone?:
     if (provider.type === 'echo') await app.register(echo, { ...provider, name })
   }
 
-  // what all routes share
+  // what outlives the process, and what processes share
+  if (storeUrl) await app.register(store, { url: storeUrl, shared: together })
+  if (redis && plugins.shared) await app.register(shared, { ...plugins.shared, url: redis })
+
+  // what all routes have in common
   await app.register(http, server)
   if (plugins.sensible) await app.register(sensible, plugins.sensible)
   if (plugins.helmet) await app.register(helmet, plugins.helmet)
   if (server.cors) await app.register(cors, server.cors)
+  if (plugins.rateLimit) await app.register(rateLimit, plugins.rateLimit)
+
+  // who may call, and for how much
   if (plugins.auth) await app.register(auth, { ...standalone, ...plugins.auth, tenants, origins })
+  if (plugins.tenants) await app.register(tenantsPlugin, { ...plugins.tenants, tenants })
+  if (plugins.limits && plugins.tenants) await app.register(limits)
+  if (plugins.idempotency) await app.register(idempotency, plugins.idempotency)
+  if (plugins.pricing) await app.register(pricing, plugins.pricing)
+  if (plugins.budgets && plugins.pricing) await app.register(budgets, { ...plugins.budgets, gateway: settings.budget })
+  if (plugins.ledger && storeUrl) await app.register(ledger, { ...plugins.ledger, ...journalOf(settings) })
 
   // transports, each in its own scope
   if (plugins.chatCompletions) await app.register(chatCompletions, { ...server, direct: standalone !== undefined })
   if (plugins.proxy && plugins.chatCompletions) await app.register(proxy)
   if (plugins.models) await app.register(models)
+  if (plugins.admin) await app.register(admin)
   if (plugins.health) await app.register(health)
+}
+
+/** Where this process writes its journal, and how it tells that another one is dead. */
+function journalOf({ store, redis, plugins }: Settings) {
+  const file = store === false ? '' : store.replace(/^sqlite:/, '')
+  const directory =
+    file === ':memory:'
+      ? mkdtempSync(join(tmpdir(), 'gateway-journal-'))
+      : file === store
+        ? './data/journal'
+        : `${file}.journal`
+  const shared = redis !== undefined && plugins.shared !== false
+  return { directory, shared, lease: plugins.shared ? plugins.shared.lease : 10_000 }
 }
 
 /**

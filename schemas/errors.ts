@@ -97,6 +97,12 @@ export const StoreUnavailable = fault(
   'server_error',
   'The database of this gateway cannot be reached: %s'
 )
+export const AuthUnavailable = fault(
+  'auth_unavailable',
+  503,
+  'server_error',
+  'This token cannot be checked now: the keys of its issuer cannot be read.'
+)
 export const SharedUnavailable = fault('shared_unavailable', 503, 'server_error', 'Redis cannot be asked: %s')
 export const IdempotencyKeyReused = fault(
   'idempotency_key_reused',

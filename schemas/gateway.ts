@@ -175,6 +175,8 @@ export interface Inference extends Caller {
   hold: Hold | null
   /** What limits counts for this call. */
   admission?: Admission | null
+  /** What the ledger remembers of it. */
+  entry?: object
   /** Its provider calls so far. */
   readonly expenses: readonly Expense[]
   /** The call goes on after its caller has left, to its end and its true usage. */

@@ -67,6 +67,8 @@ export interface Ledger {
   totals(): Totals
   /** Calls that were refused before their first attempt, by error code; since the start of this process. */
   readonly refused: ReadonlyMap<string, number>
+  /** Usage reports that contradicted themselves, since the start of this process. */
+  readonly mismatches: number
 }
 
 export interface Totals {

@@ -20,6 +20,11 @@ export interface Shared {
   /** Ids of those processes. */
   readonly instances: readonly string[]
   /**
+   * Names the data in Redis: another one after Redis came back without it, or with old data. Null before the first answer.
+   * Scripts that must not run on other data compare it with the field `id` of the hash `generation`.
+   */
+  readonly generation: string | null
+  /**
    * Runs a script within the deadline; `keys` without the prefix.
    * @throws SharedUnavailable at once while the breaker is open; what was sent may have been done all the same
    */
@@ -31,7 +36,10 @@ export interface Shared {
   /** Tells every other process; not this one. Lost while Redis is down: whoever listens has to mistrust what it holds then. */
   publish(channel: string, message: string): void
   subscribe(channel: string, listener: (message: string) => void): void
-  /** Redis went away (a reason), came back (null), or came back without its data (`lost`). */
+  /**
+   * Redis went away (a reason), came back (null), or came back without its data (`lost`). Null is also told when messages
+   * of others may have been missed, and when others may have taken this process for dead.
+   */
   onState(listener: (state: { down: string | null; lost: boolean }) => void): void
   /** A process has been silent for longer than its lease. Called in every process that is alive. */
   onDeath(listener: (instance: string) => void): void

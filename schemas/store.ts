@@ -48,8 +48,8 @@ export interface Store {
     list(page: Page): Promise<StoredTenant[]>
     /** False: there is one already. */
     insert(tenant: StoredTenant, audit: Audit): Promise<boolean>
-    /** False: there is none. */
-    update(tenant: StoredTenant, audit: Audit): Promise<boolean>
+    /** False: there is none, or it is not `expected` any more: somebody else has changed it meanwhile. */
+    update(tenant: StoredTenant, audit: Audit, expected?: StoredTenant): Promise<boolean>
     /** With its keys; false: there is none. */
     remove(id: string, audit: Audit): Promise<boolean>
   }
@@ -58,8 +58,15 @@ export interface Store {
     get(id: string): Promise<ApiKey | null>
     list(tenant: string, page: Page): Promise<ApiKey[]>
     insert(key: ApiKey, audit: Audit): Promise<void>
-    /** Several at once, in one transaction: the rotated one and its successor. Inserts those that are not there. */
-    update(keys: readonly ApiKey[], audit: Audit): Promise<void>
+    /**
+     * Several at once, in one transaction: the rotated one and its successor. Inserts those that are not there. False,
+     * and nothing done: the key `expected` (of the same id) has been changed meanwhile or is gone; `lastUsedAt` may differ.
+     */
+    update(keys: readonly ApiKey[], audit: Audit, expected?: ApiKey): Promise<boolean>
+    /** Notes when keys were last used (milliseconds since 1970), never earlier than what stands there. Not audited. */
+    touch(uses: ReadonlyArray<{ id: string; at: number }>): Promise<void>
+    /** Whether any tenant has a key. */
+    any(): Promise<boolean>
   }
 
   readonly ledger: {
@@ -73,6 +80,8 @@ export interface Store {
     grown(): void
     /** Resolves once everything that stands in the journal now is folded and committed. */
     folded(): Promise<void>
+    /** True once nothing of another process is open any more: its calls are closed and what was found of its journals is folded. */
+    closed?(instance: string): Promise<boolean>
     /** Starts a new file; the old one is deleted when it is folded. */
     rotate(): Promise<{ path: string }>
     /** Rows, running ones included. `after` is the `next` of the page before. */

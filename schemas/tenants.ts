@@ -86,6 +86,10 @@ export interface Tenants {
   update(id: string, change: Partial<Omit<Tenant, 'id' | 'source' | 'createdAt'>>, actor: string): Promise<Tenant>
   /** Its keys end with it; its rows in the ledger and what it spent stay. @throws TenantNotFound, TenantReadOnly */
   remove(id: string, actor: string): Promise<void>
+  /** Whether a tenant in memory is active and may use a model by this name; false for one that is not: `find` it first. */
+  allows(id: string, alias: string): boolean
+  /** Told of each tenant that has been removed, here or by another process. */
+  onRemoved(listener: (id: string) => void): void
 }
 
 /** What may be said of a new key. */

@@ -6,7 +6,7 @@ import t from 'tap'
 
 const root = join(import.meta.dirname, '..')
 /** Plugins that own routes, and so may speak of requests and replies. */
-const transports = ['http', 'chat-completions', 'proxy', 'models', 'health']
+const transports = ['http', 'chat-completions', 'proxy', 'models', 'health', 'admin']
 /** What providers share. */
 const shared = ['providers/upstream.ts', 'providers/sse.ts']
 
@@ -83,7 +83,9 @@ t.test('the imports of a real file are seen', async t => {
   const source = readFileSync(join(root, 'plugins/gateway/index.ts'), 'utf8')
   t.match(faultsOf('plugins/elsewhere.ts', source.replaceAll("'../../", "'../")), [
     'plugins/elsewhere.ts imports plugins/call.ts',
-    'plugins/elsewhere.ts imports plugins/relay.ts'
+    'plugins/elsewhere.ts imports plugins/expense.ts',
+    'plugins/elsewhere.ts imports plugins/relay.ts',
+    'plugins/elsewhere.ts imports plugins/running.ts'
   ])
 })
 

@@ -1,7 +1,18 @@
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { Cancelled, type GatewayError, InternalError, UpstreamTimeout } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
-import type { Answer, Caller, Facts, Hold, Inference, Outcome, Route, Router, Target } from '../../schemas/gateway.ts'
+import type {
+  Admission,
+  Answer,
+  Caller,
+  Facts,
+  Hold,
+  Inference,
+  Outcome,
+  Route,
+  Router,
+  Target
+} from '../../schemas/gateway.ts'
 import { type RequestSize, sizeOf } from '../../schemas/tokens.ts'
 import { type Usage, usageOf } from '../../schemas/usage.ts'
 import { type Books, Entry } from './expense.ts'
@@ -47,6 +58,8 @@ export class Call implements Inference, Linked<Call> {
   }
   readonly expenses: Entry[] = []
   hold: Hold | null = null
+  admission: Admission | null = null
+  entry: object | undefined = undefined
   /** What the client asked for, whatever layers make of the request. */
   readonly wantsUsage: boolean
   readonly started = performance.now()
@@ -101,7 +114,7 @@ export class Call implements Inference, Linked<Call> {
   set request(request: ChatRequest) {
     if (request.model !== this.#request.model || request.task !== this.#request.task) {
       this.#route = this.#host.router.resolve(request)
-      if (this.#outcome === null) this.#timer = this.#arm(this.deadline)
+      if (this.#outcome === null) this.#timer = this.#arm(this.#outlives ? undefined : this.deadline)
     }
     this.#request = request
     this.#size = null
@@ -123,6 +136,8 @@ export class Call implements Inference, Linked<Call> {
 
   outlive(): void {
     this.#outlives = true
+    // What the client waits for at most is no limit of a call that goes on without it.
+    if (this.deadline !== undefined && this.#outcome === null) this.#timer = this.#arm(undefined)
   }
 
   get route(): Route {

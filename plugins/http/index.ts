@@ -1,7 +1,14 @@
 import type { IncomingMessage } from 'node:http'
 import type { Socket } from 'node:net'
 import { Ajv } from 'ajv'
-import type { FastifyBodyParser, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import type {
+  FastifyBodyParser,
+  FastifyInstance,
+  FastifyReply,
+  FastifyRequest,
+  onErrorHookHandler,
+  onRequestHookHandler
+} from 'fastify'
 import fp from 'fastify-plugin'
 import { errorBody, type GatewayError, InvalidApiKey, MissingScope, ResourceNotFound } from '../../schemas/errors.ts'
 import type { Caller, Principal, TraceParent } from '../../schemas/gateway.ts'
@@ -35,6 +42,11 @@ export interface Http {
    * carry them anyway. Nothing reaches the scopes around it.
    */
   prepare(scope: FastifyInstance, options: Prepare): void
+  /**
+   * Runs a hook before authentication, on every route of ours that is not `open`; and one for each fault that such a route
+   * throws. While plugins load, before the transports.
+   */
+  before(hook: onRequestHookHandler, failed?: onErrorHookHandler): void
   /** Adds headers that every answer of ours carries. While plugins load. */
   fix(headers: Readonly<Record<string, string>>): void
   /** Those headers as name, value, name, value: for a transport that writes its answers itself. */
@@ -46,6 +58,8 @@ export interface Http {
    * it. For scopes that hold nothing but the gateway.
    */
   catchAll(scope: FastifyInstance): void
+  /** Who sent a request, once its scope has let it in. */
+  principal(request: FastifyRequest): Principal
   /** The caller behind a request. `tenant` is what the body names; the signal is the transport's. */
   caller(request: FastifyRequest, signal: AbortSignal, tenant?: string | null): Caller
   /** Logs a fault at the level that it deserves. */
@@ -76,12 +90,14 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   const bodyLimit = options.bodyLimit ?? 10 * 1024 * 1024
   const fixed: Record<string, string> = {}
   const fixedList: string[] = []
+  const befores: Array<{ hook: onRequestHookHandler; failed: onErrorHookHandler | undefined }> = []
   // Nothing is coerced, filled in or removed: what passes is what was sent.
   const ajv = new Ajv({ coerceTypes: false, useDefaults: false, removeAdditional: false, strict: false })
 
   gateway.decorate('http', {
     bodyLimit,
     fixed: fixedList,
+    before: (hook, failed) => void befores.push({ hook, failed }),
     fix(headers) {
       Object.assign(fixed, headers)
       fixedList.splice(0, fixedList.length, ...Object.entries(fixed).flat())
@@ -96,9 +112,10 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       scope.setErrorHandler(fail)
       scope.setNotFoundHandler(notFound)
     },
+    principal: principalOf,
     caller(request, signal, tenant) {
       const { headers } = request
-      const principal = request[principalKey] ?? everybody
+      const principal = principalOf(request)
       return {
         id: idOf(request),
         principal: tenant === null || tenant === undefined ? principal : actFor(principal, tenant),
@@ -174,6 +191,10 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       })
     }
     if (options.open) return
+    for (const { hook, failed } of befores) {
+      scope.addHook('onRequest', hook)
+      if (failed) scope.addHook('onError', failed)
+    }
     scope.addHook('onRequest', (request, _reply, done) => {
       if (!gateway.authenticate) return done()
       if (isTwofold(request.raw)) throw new InvalidApiKey('This request carries two different credentials.')
@@ -189,6 +210,10 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
         .then(() => done(), done)
     })
   }
+}
+
+function principalOf(request: FastifyRequest): Principal {
+  return request[principalKey] ?? everybody
 }
 
 /** @throws InvalidApiKey, MissingScope */

@@ -1,7 +1,7 @@
 import Fastify, { type FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
 import { request } from 'undici'
-import auth, { type AuthOptions } from '../../plugins/auth.ts'
+import auth, { type AuthOptions } from '../../plugins/auth/index.ts'
 import gateway from '../../plugins/gateway/index.ts'
 import type { Principal } from '../../schemas/gateway.ts'
 import { build, hello, stack, towards } from '../helper.ts'
@@ -274,7 +274,7 @@ t.test('a key may name its own tenant and no other', async t => {
   t.same(actFor(acme, 'acme'), acme)
   t.throws(() => actFor(acme, 'public'), mismatch)
   t.throws(() => actFor(acme, 'shared'), mismatch)
-  t.throws(() => actFor(acme, 'nobody'), notFound)
+  t.throws(() => actFor(acme, 'nobody'), mismatch, 'and does not learn which ones exist')
 })
 
 t.test('an anonymous caller may name its own tenant and open ones', async t => {
@@ -334,7 +334,7 @@ t.test('the tenant that a body names decides, with 404 and 403 as told', async t
   t.same(await send(adminToken), [200, undefined])
   t.same(await send(adminToken, 'acme'), [200, undefined])
   t.same(await send('gw_acme-key-1', 'public'), [403, 'tenant_mismatch'])
-  t.same(await send('gw_acme-key-1', 'nobody'), [404, 'tenant_not_found'])
+  t.same(await send('gw_acme-key-1', 'nobody'), [403, 'tenant_mismatch'])
   t.same(await send(adminToken, 'nobody'), [404, 'tenant_not_found'])
   t.same(charged, ['acme', 'acme', 'public', 'acme'])
   t.equal(upstream.requests.length, 4)

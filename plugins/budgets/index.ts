@@ -1,0 +1,337 @@
+import type { FastifyInstance } from 'fastify'
+import fp from 'fastify-plugin'
+import type { BudgetState } from '../../schemas/budgets.ts'
+import {
+  InvalidRequest,
+  isGatewayError,
+  LimitsUnavailable,
+  ModelUnpriced,
+  RequestCostExceeded
+} from '../../schemas/errors.ts'
+import type { Inference, Outcome, Target } from '../../schemas/gateway.ts'
+import { mostNano, nanoOf, usdOf, usdText } from '../../schemas/money.ts'
+import { endOf, periodKey, startOf } from '../../schemas/periods.ts'
+import type { Pricing } from '../../schemas/pricing.ts'
+import type { BudgetLimit, Tenant } from '../../schemas/tenants.ts'
+import type { Account, Kind } from './account.ts'
+import { createBooks } from './books.ts'
+import { type Bounds, BudgetHold, type Engine } from './hold.ts'
+import { createMemory } from './memory.ts'
+import { createRedis, type SharedEngine } from './redis.ts'
+import { createWarning } from './warning.ts'
+
+export interface BudgetsOptions {
+  /** What happens to a call that may reach a target without a known price. `allow`: it is counted and held as free. */
+  unpriced?: 'deny' | 'allow'
+  /** Of the whole gateway, a day in UTC. Without `hardStop` it is only counted, and warned of. */
+  gateway?: { dailyLimitUsd: number; hardStop: boolean; warningThreshold: number }
+  /** Output tokens of a call that nobody has limited: forced upstream, so that its bound is true. Default 4096. */
+  defaultOutputTokens?: number
+  /** Accounts of tenants and of keys that are kept in memory, each. Default 50,000. */
+  accounts?: number
+  /** Milliseconds since 1970. Default Date.now; tests bring their own. */
+  now?: () => number
+}
+
+/** Holds the worst case of each call before it is sent, and books the truth when it has ended. */
+async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Promise<void> {
+  const { gateway } = app
+  const { store, log } = gateway
+  const pricing = pricingOf(gateway.pricing)
+  const { now = Date.now, defaultOutputTokens = 4_096, unpriced = 'deny' } = options
+  const counters = { overrun: 0, unpriced: 0, refused: 0 }
+  const whole = options.gateway
+  const wholeBudget: BudgetLimit | null = whole ? { limit: nanoOf(whole.dailyLimitUsd), period: 'day' } : null
+  const warning = createWarning(whole?.warningThreshold ?? 1, gateway)
+  const bounds: Bounds = { boundAt }
+  const books = createBooks({
+    store,
+    log,
+    hardStop: whole?.hardStop ?? true,
+    most: options.accounts ?? 50_000,
+    started: account => redis?.started(account)
+  })
+  const redis: SharedEngine | null = gateway.shared
+    ? createRedis({
+        shared: gateway.shared,
+        // Without a ledger nothing that is settled ever gets into the store's balances.
+        store: () => (gateway.ledger ? store : undefined),
+        log,
+        books,
+        now: clock,
+        seen: account => {
+          if (account.kind === 'gateway') warning.look(account, Number(account.seenSpent))
+        }
+      })
+    : null
+  const engine: Engine = redis ?? createMemory(account => warning.look(account, account.spent + Number(account.carry)))
+  let latest = 0
+  let resetting: Promise<unknown> = Promise.resolve()
+  const recounts = new Set<Account>()
+
+  /** Never goes back: what has begun is not taken up again. */
+  function clock(): number {
+    const time = now()
+    if (time > latest) latest = time
+    return latest
+  }
+
+  gateway.intercept('budget', (inference, next) => {
+    try {
+      const held = hold(inference)
+      return held instanceof Promise ? held.then(() => next(inference), refused) : next(inference)
+    } catch (error) {
+      return refused(error)
+    }
+  })
+
+  function refused(error: unknown): Promise<never> {
+    if (isGatewayError(error) && error.statusCode < 500) counters.refused++
+    return Promise.reject(error)
+  }
+
+  function hold(inference: Inference): void | Promise<void> {
+    const { principal } = inference
+    const tenant = gateway.tenants?.get(principal.tenant)
+    if (tenant === undefined && gateway.tenants !== undefined) return holdUnknown(inference, principal.tenant)
+    return holdFor(inference, tenant)
+  }
+
+  /** The tenant has left the memory since it was admitted. */
+  async function holdUnknown(inference: Inference, id: string): Promise<void> {
+    await holdFor(inference, await gateway.tenants?.find(id))
+  }
+
+  function holdFor(inference: Inference, tenant: Tenant | undefined): void | Promise<void> {
+    const { principal } = inference
+    const time = clock()
+    const bound = dearest(inference, tenant)
+    const budget = principal.apiKey?.budget ?? null
+    const key = budget === null ? null : books.account('key', principal.key ?? principal.apiKey!.id, budget, time)
+    const ofTenant = tenant === undefined ? null : books.account('tenant', tenant.id, tenant.budget, time)
+    const ofAll = wholeBudget === null ? null : books.account('gateway', '', wholeBudget, time)
+    const loading = key?.loading ?? ofTenant?.loading ?? ofAll?.loading ?? null
+    if (loading !== null) return holdLater(inference, tenant, loading)
+    const known = inference.hold
+    const hold = known instanceof BudgetHold ? known : new BudgetHold(engine, bounds, inference, key, ofTenant, ofAll)
+    const taken = take(hold, bound)
+    if (taken instanceof Promise)
+      return taken.then(
+        () => begin(inference, hold),
+        error => giveUp(hold, error)
+      )
+    begin(inference, hold)
+  }
+
+  async function holdLater(inference: Inference, tenant: Tenant | undefined, loading: Promise<void>): Promise<void> {
+    await loading
+    await holdFor(inference, tenant)
+  }
+
+  function take(hold: BudgetHold, bound: number): void | Promise<void> {
+    try {
+      return hold.take(bound)
+    } catch (error) {
+      return giveUp(hold, error)
+    }
+  }
+
+  /** A hold that was refused has taken nothing; a call that had one already keeps it. */
+  function giveUp(hold: BudgetHold, error: unknown): never {
+    if (hold.inference.hold !== hold) hold.end(0)
+    throw error
+  }
+
+  function begin(inference: Inference, hold: BudgetHold): void {
+    if (inference.hold !== hold) {
+      inference.hold = hold
+      inference.onSettled(settle)
+    }
+    const { remaining, degraded } = hold
+    const { headers, warnings } = inference.facts
+    if (remaining !== Number.POSITIVE_INFINITY) headers.push('x-gateway-budget-remaining-usd', usdText(remaining))
+    if (!degraded) return
+    headers.push('x-gateway-degraded', 'redis')
+    warnings.push('Redis cannot be asked: budgets are checked against the share of this process.')
+  }
+
+  /** One for all calls. */
+  function settle(_: Outcome, inference: Inference): void {
+    const { hold } = inference
+    if (!(hold instanceof BudgetHold)) return
+    let cost = 0
+    for (const expense of inference.expenses) cost += expense.cost ?? 0
+    if (!hold.end(cost)) return
+    if (cost > hold.amount) {
+      counters.overrun++
+      log.warn({ id: inference.id, cost, held: hold.amount }, 'a call cost more than could be foreseen')
+    }
+    if (hold.tenant !== null) follow(hold.tenant, cost)
+  }
+
+  /** The tenant's budget has another period than when the call began: it counts there too. */
+  function follow(account: Account, cost: number): void {
+    const current = books.find('tenant', account.id)
+    if (current === undefined || current.period === account.period || cost === 0) return
+    if (redis === null) current.spend(cost)
+    if (store === undefined || current.period === 'total' || recounts.has(current)) return
+    recounts.add(current)
+    setTimeout(() => {
+      recounts.delete(current)
+      store.ledger.recount(current.scope, current.periodKey, startOf(current.period, latest)).catch(error => {
+        log.error({ err: error, scope: current.scope }, 'a budget whose period has changed cannot be counted again')
+      })
+    }, 100).unref()
+  }
+
+  /** The bound at the dearest target that the call can reach. @throws ModelUnpriced, RequestCostExceeded */
+  function dearest(inference: Inference, tenant: Tenant | undefined): number {
+    const { targets, alias } = inference.route
+    if (inference.maxOutputTokens === null) inference.limitOutput(defaultOutputTokens)
+    const output = outputOf(inference)
+    const input = inference.size.bound
+    let most = 0
+    let unknown = false
+    for (const target of targets) {
+      const bound = pricing.bound(target, input, output)
+      if (bound === null) unknown = true
+      else if (bound > most) most = bound
+    }
+    if (unknown) {
+      // Which target answers is decided later: one without a price must not be reachable at all.
+      if (unpriced === 'deny') throw new ModelUnpriced(alias)
+      counters.unpriced++
+    }
+    const limit = tenant?.maxRequest ?? null
+    if (limit !== null && most > limit) checkEstimate(inference, output, limit)
+    return Math.min(most, Number.MAX_SAFE_INTEGER)
+  }
+
+  /** No estimate is higher than its bound, so it is only made where the bound is too high. */
+  function checkEstimate(inference: Inference, output: number, limit: number): void {
+    let likely = 0
+    for (const target of inference.route.targets) {
+      likely = Math.max(likely, pricing.estimate(target, inference.size.estimate, output) ?? 0)
+    }
+    if (likely > limit) throw new RequestCostExceeded(usdText(Math.min(likely, mostNano)), usdText(limit))
+  }
+
+  function boundAt(inference: Inference, target: Target): number {
+    const bound = pricing.bound(target, inference.size.bound, outputOf(inference))
+    if (bound === null && unpriced === 'deny') throw new ModelUnpriced(inference.route.alias)
+    return Math.min(bound ?? 0, Number.MAX_SAFE_INTEGER)
+  }
+
+  function outputOf({ maxOutputTokens, request }: Inference): number {
+    const { n } = request
+    const choices = typeof n === 'number' && n > 1 ? Math.ceil(n) : 1
+    return (maxOutputTokens ?? defaultOutputTokens) * choices
+  }
+
+  /** The account of a scope as it is named: `tenant:acme`. Null: it runs with another period. */
+  async function accountOf(scope: string, limit: BudgetLimit): Promise<Account | null> {
+    const colon = scope.indexOf(':')
+    const kind = colon === -1 ? scope : scope.slice(0, colon)
+    const id = colon === -1 ? '' : scope.slice(colon + 1)
+    if (!isKind(kind)) throw new RangeError(`'${scope}' is no scope.`)
+    const known = books.find(kind, id)
+    if (known !== undefined && known.period !== limit.period) return null
+    const account = books.account(kind, id, limit, clock())
+    if (account.loading === null) return account
+    await account.loading
+    return accountOf(scope, limit)
+  }
+
+  async function stateOf(scope: string, limit: BudgetLimit): Promise<BudgetState> {
+    const account = await accountOf(scope, limit)
+    const time = clock()
+    const ends = endOf(limit.period, time)
+    const state = { scope, period: limit.period, limit: limit.limit, resetsAt: Number.isFinite(ends) ? ends : null }
+    if (account === null) {
+      const key = periodKey(limit.period, time)
+      const { spent } = await books.balance(scope, key)
+      return { ...state, periodKey: key, spent: smaller(spent), held: 0 }
+    }
+    await redis?.ask(account).catch(() => {})
+    const spent = redis === null ? account.total : account.seenSpent
+    const held = redis === null ? account.held : account.seenHeld
+    return { ...state, periodKey: account.periodKey, spent: smaller(spent), held }
+  }
+
+  function noBudget(): never {
+    throw new InvalidRequest('This gateway has no budget of its own: set budget.dailyLimitUsd.')
+  }
+
+  async function reset(actor: string): Promise<BudgetState> {
+    if (wholeBudget === null) return noBudget()
+    const account = await accountOf('gateway', wholeBudget)
+    if (account === null) return noBudget()
+    const { shared } = gateway
+    if (redis !== null && shared !== undefined) {
+      if (!(await shared.set('b:reset', shared.instance, 30_000, true))) {
+        throw new LimitsUnavailable('another reset is being made.')
+      }
+      try {
+        await redis.ask(account)
+        await empty(account, account.seenSpent, actor)
+      } finally {
+        await shared.delete('b:reset').catch(() => {})
+      }
+    } else await empty(account, account.total, actor)
+    warning.forget(account)
+    return stateOf('gateway', wholeBudget)
+  }
+
+  /** Takes out what is spent now; what is spent meanwhile stays. */
+  async function empty(account: Account, spent: bigint, actor: string): Promise<void> {
+    const { scope, periodKey: period } = account
+    if (store === undefined) {
+      if (redis === null) account.spend(-spent)
+      else redis.rebase(account, { spent: account.seenBase - spent, version: latest })
+      return
+    }
+    const balance = await store.ledger.adjust(
+      { scope, period, amount: -spent, reason: 'reset', actor },
+      { actor, action: 'budget.reset', subject: scope, before: { period, spent_usd: usdOf(spent) }, after: null }
+    )
+    if (redis === null) account.spend(-spent)
+    else redis.rebase(account, balance)
+  }
+
+  gateway.decorate('budgets', {
+    state: stateOf,
+    async gateway() {
+      if (whole === undefined || wholeBudget === null) return null
+      const state = await stateOf('gateway', wholeBudget)
+      const { hardStop, warningThreshold } = whole
+      return { ...state, hardStop, warningThreshold, warned: warning.given(state.periodKey) }
+    },
+    reset(actor) {
+      const done = resetting.then(() => reset(actor))
+      resetting = done.catch(() => {})
+      return done
+    },
+    counters
+  })
+
+  app.addHook('onReady', async () => {
+    if (wholeBudget !== null) await books.account('gateway', '', wholeBudget, clock()).loading
+  })
+  app.addHook('onClose', async () => redis?.close())
+}
+
+function pricingOf(pricing: Pricing | undefined): Pricing {
+  if (pricing === undefined) throw new Error('The plugin budgets needs prices: register the plugin pricing before it.')
+  return pricing
+}
+
+function isKind(text: string): text is Kind {
+  return text === 'key' || text === 'tenant' || text === 'gateway'
+}
+
+/** A number while it is exact. */
+function smaller(amount: bigint): number | bigint {
+  return amount <= Number.MAX_SAFE_INTEGER && amount >= Number.MIN_SAFE_INTEGER ? Number(amount) : amount
+}
+
+export default fp(budgetsPlugin, { fastify: '5.x', name: 'budgets', dependencies: ['gateway', 'pricing'] })

@@ -1,0 +1,45 @@
+import type { Account } from './account.ts'
+import type { BudgetHold, Engine } from './hold.ts'
+import { refusal } from './refusal.ts'
+
+/** Holds in one process: everything happens at once, and nothing is allocated. */
+export function createMemory(spentOf: (account: Account) => void): Engine {
+  function take(account: Account | null, amount: number): void {
+    if (account !== null) account.held += amount
+  }
+
+  function book(account: Account | null, amount: number, cost: number): void {
+    if (account === null) return
+    account.held -= amount
+    account.spend(cost)
+    if (account.kind === 'gateway') spentOf(account)
+  }
+
+  return {
+    acquire(hold, amount) {
+      const { key, tenant, gateway } = hold
+      if (key !== null && lacks(key, amount)) throw refusal(key, key.total, key.held, amount)
+      if (tenant !== null && lacks(tenant, amount)) throw refusal(tenant, tenant.total, tenant.held, amount)
+      if (gateway !== null && lacks(gateway, amount)) throw refusal(gateway, gateway.total, gateway.held, amount)
+      take(key, amount)
+      take(tenant, amount)
+      take(gateway, amount)
+      hold.granted(amount)
+    },
+    settle({ key, tenant, gateway, amount }, cost) {
+      book(key, amount, cost)
+      book(tenant, amount, cost)
+      book(gateway, amount, cost)
+    },
+    release({ key, tenant, gateway }: BudgetHold, amount) {
+      take(key, -amount)
+      take(tenant, -amount)
+      take(gateway, -amount)
+    },
+    remaining: ({ cap, spent, held }) => cap - spent - held
+  }
+}
+
+function lacks({ cap, spent, held }: Account, amount: number): boolean {
+  return spent + held + amount > cap
+}

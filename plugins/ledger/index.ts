@@ -1,0 +1,360 @@
+import type { FastifyInstance } from 'fastify'
+import fp from 'fastify-plugin'
+import { isGatewayError, LedgerUnavailable } from '../../schemas/errors.ts'
+import type { Expense, Inference, Outcome } from '../../schemas/gateway.ts'
+import { type AttemptOpen, encodeAttempt, encodeOpen, encodeSettle } from '../../schemas/journal.ts'
+import type { RecordStatus } from '../../schemas/ledger.ts'
+import type { Store } from '../../schemas/store.ts'
+import { inputOf, noUsage, outputOf } from '../../schemas/usage.ts'
+import { createRecents, Entry, type RecentAttempt } from './recents.ts'
+import { createWriter } from './writer.ts'
+
+export interface LedgerOptions {
+  /** When a line counts as written: in the file, on the disk, or in the database. */
+  durability: 'process' | 'power' | 'store'
+  /** What becomes of a call whose client has left: its provider is aborted, or it is read to its end. */
+  onClientGone: 'abort' | 'drain'
+  /** Milliseconds that rows are kept. */
+  retention: number
+  /** Where the journal is written, before `directory`. */
+  journal?: string
+  /** Where the journal is written: a folder on a disk that stays. */
+  directory: string
+  /** Other processes write into the same database; without it whatever they left behind is theirs no more. */
+  shared: boolean
+  /** Milliseconds after which a silent process counts as dead. */
+  lease: number
+  /** Stands in for the writes of tests. */
+  write?: Parameters<typeof createWriter>[0]['write']
+}
+
+/** Output that is likely where nobody has capped it, per choice. */
+const likelyOutput = 1_000
+const longestUser = 512
+const longestTags = 16_384
+/** Longer ones are only in the store. */
+const longestRecentTags = 1_024
+const rotateAt = 64 * 1_048_576
+const retainEvery = 3_600_000
+/** How long the end of an answer waits for the database with `durability: store`, and the end of the process for the fold. */
+const commitPatience = 5_000
+const mismatchLogEvery = 10_000
+
+/** Writes every provider call down: before it is sent, and when the call it belongs to has ended. */
+async function ledger(app: FastifyInstance, options: LedgerOptions): Promise<void> {
+  const { gateway } = app
+  const store = storeOf(gateway.store)
+  const { log } = gateway
+  const recents = createRecents()
+  const refused = new Map<string, number>()
+  const { path } = await store.ledger.open({
+    directory: options.journal ?? options.directory,
+    lease: options.lease,
+    exclusive: !options.shared
+  })
+  const [before] = await store.ledger.balances([{ scope: 'gateway', period: 'total' }])
+  const counts = { requests: 0, running: 0, tokensIn: 0, tokensOut: 0, cost: 0 }
+  let calls = 0
+  let mismatches = 0
+  let mismatchesTold = 0
+  let toldAt = 0
+  let rotateAfter = rotateAt
+  let rotating: Promise<void> | null = null
+  let closed = false
+
+  const writer = createWriter({
+    path,
+    sync: options.durability === 'power',
+    commit: options.durability === 'store' ? commit : null,
+    write: options.write,
+    grown(size) {
+      store.ledger.grown()
+      if (size > rotateAfter && rotating === null && !closed) rotating = rotate(size)
+    },
+    fault(reason) {
+      if (reason === null) log.info({}, 'the journal can be written again')
+      else log.error({ reason }, 'the journal cannot be written: new calls are refused')
+    },
+    refusal: id =>
+      encodeSettle({
+        id,
+        status: 'failed',
+        httpStatus: 503,
+        errorCode: 'ledger_unavailable',
+        duration: 0,
+        firstToken: null,
+        attempts: []
+      })
+  })
+
+  async function rotate(size: number): Promise<void> {
+    try {
+      const next = await store.ledger.rotate()
+      if (!closed) writer.moveTo(next.path)
+      rotateAfter = rotateAt
+    } catch (error) {
+      rotateAfter = size + rotateAt / 8
+      log.warn({ err: error }, 'the journal could not be rotated: it goes on in the same file')
+    }
+    rotating = null
+  }
+
+  /** The database has everything that is in the file. */
+  async function commit(): Promise<void> {
+    await within(commitPatience, store.ledger.folded())
+  }
+
+  function open(expense: Expense): Promise<void> {
+    if (options.durability === 'store' && !store.state.ok) {
+      throw new LedgerUnavailable(store.state.reason ?? 'the database is away')
+    }
+    const { inference, number } = expense
+    const attempt = attemptOf(expense)
+    const recent = recentOf(attempt)
+    if (number > 1 && inference.entry instanceof Entry) {
+      const { attempts, line } = inference.entry
+      const last = attempts[number - 2]
+      const written = writer.open(encodeAttempt({ id: line, before: endOf(inference, last, number), attempt }), line)
+      attempts[number - 1] = recent
+      return written
+    }
+    const { request, principal, lane, traceId } = aboutCall(inference)
+    const tagsText = tagsOf(request.metadata)
+    const entry = new Entry({
+      id: inference.id,
+      // One caller of this process may make many calls.
+      line: lane === 'http' ? inference.id : `${inference.id}~${store.instance}.${calls++}`,
+      time: Date.now(),
+      tenant: principal.tenant,
+      key: principal.key,
+      model: inference.route.alias,
+      stream: request.stream === true,
+      traceId,
+      user: typeof request.user === 'string' ? request.user.slice(0, longestUser) : null,
+      tags: tagsText !== null && tagsText.length <= longestRecentTags ? (request.metadata ?? null) : null
+    })
+    const line = encodeOpen({
+      id: entry.line,
+      time: entry.time,
+      tenant: entry.tenant,
+      key: entry.key,
+      model: entry.model,
+      stream: entry.stream,
+      user: entry.user,
+      tags: tagsText,
+      traceId,
+      charges: inference.hold?.charges ?? '[]',
+      attempt
+    })
+    const written = writer.open(line, entry.line)
+    entry.attempts.push(recent)
+    inference.entry = entry
+    counts.running++
+    recents.add(entry)
+    return written
+  }
+
+  /** What an attempt is likely to use, for the limits and for the case that nobody lives to say how it ended. */
+  function attemptOf({ inference, target, number }: Expense): AttemptOpen {
+    const { pricing } = gateway
+    const input = inference.size.estimate
+    const output = (inference.maxOutputTokens ?? likelyOutput) * (inference.request.n ?? 1)
+    return {
+      number,
+      provider: target.provider.name,
+      model: target.model,
+      priceVersion: pricing?.of(target)?.version ?? null,
+      input,
+      output,
+      cost: pricing?.estimate(target, input, output) ?? null
+    }
+  }
+
+  /** One function for all calls: it is given everything. */
+  function settle(outcome: Outcome, inference: Inference): Promise<void> | undefined {
+    const { entry, expenses } = inference
+    const { status, httpStatus, errorCode } = endingOf(outcome)
+    if (expenses.length === 0 || !(entry instanceof Entry)) {
+      refuse(errorCode ?? 'none', inference)
+      return undefined
+    }
+    const { attempts } = entry
+    attempts.length = expenses.length
+    for (let index = 0; index < expenses.length; index++) {
+      const expense = expenses[index]!
+      fill(attempts[index]!, expense)
+      const { usage } = expense
+      counts.tokensIn += inputOf(usage)
+      counts.tokensOut += outputOf(usage)
+      counts.cost += expense.cost ?? 0
+      if (usage.mismatch) mismatch(inference)
+    }
+    entry.status = status
+    entry.httpStatus = httpStatus
+    entry.errorCode = errorCode
+    entry.duration = outcome.duration
+    entry.firstToken = inference.facts.firstToken
+    counts.running--
+    counts.requests++
+    const { duration } = outcome
+    const { firstToken } = entry
+    return writer.settle(
+      encodeSettle({ id: entry.line, status, httpStatus, errorCode, duration, firstToken, attempts })
+    )
+  }
+
+  /** Refused before its first provider call: no row, or anybody could fill the disk. */
+  function refuse(code: string, { entry, id }: Inference): void {
+    if (entry instanceof Entry && !entry.refused) {
+      entry.refused = true
+      counts.running--
+    }
+    refused.set(code, (refused.get(code) ?? 0) + 1)
+    log.debug({ id, code }, 'a call ended before its first provider call')
+  }
+
+  function mismatch({ id, facts }: Inference): void {
+    mismatches++
+    const now = performance.now()
+    if (toldAt !== 0 && now - toldAt < mismatchLogEvery) return
+    const provider = facts.target?.provider.name
+    log.warn({ id, provider, reports: mismatches - mismatchesTold }, 'a usage report contradicts itself')
+    mismatchesTold = mismatches
+    toldAt = now
+  }
+
+  function retain(): void {
+    store.ledger.retain(Date.now() - options.retention).then(
+      rows => rows > 0 && log.info({ rows }, 'rows of the ledger have reached their age and are gone'),
+      error => log.warn({ err: error }, 'old rows of the ledger could not be deleted: tried again in an hour')
+    )
+  }
+
+  gateway.accountWith({ open })
+  gateway.intercept('observe', (inference, next) => {
+    inference.onSettled(settle)
+    if (options.onClientGone === 'drain') inference.outlive()
+    return next(inference)
+  })
+  gateway.decorate('ledger', {
+    recent: recents.of,
+    totals() {
+      const cost = BigInt(counts.cost) + (before?.spent ?? 0n)
+      return {
+        requests: (before?.requests ?? 0) + counts.requests + counts.running,
+        tokensIn: Number(before?.tokensIn ?? 0n) + counts.tokensIn,
+        tokensOut: Number(before?.tokensOut ?? 0n) + counts.tokensOut,
+        cost: cost <= Number.MAX_SAFE_INTEGER ? Number(cost) : cost
+      }
+    },
+    refused,
+    get mismatches() {
+      return mismatches
+    }
+  })
+  gateway.dependency('ledger', () => {
+    const away = options.durability === 'store' && !store.state.ok
+    const reason = writer.fault ?? (away ? store.state.reason : null)
+    return { ok: writer.fault === null && !away, durability: options.durability, ...(reason !== null && { reason }) }
+  })
+
+  let timer: NodeJS.Timeout | null = null
+  app.addHook('onReady', async () => {
+    retain()
+    timer = setInterval(retain, retainEvery).unref()
+  })
+  app.addHook('onClose', async () => {
+    if (timer !== null) clearInterval(timer)
+    closed = true
+    await rotating
+    await writer.close()
+    try {
+      await within(commitPatience, store.ledger.folded())
+    } catch (error) {
+      log.warn({ err: error }, 'the journal could not be folded to its end: the next start does it')
+    }
+  })
+}
+
+function storeOf(store: Store | undefined): Store {
+  if (store === undefined) throw new Error('The plugin ledger needs the plugin store: register it before.')
+  return store
+}
+
+function aboutCall({ request, principal, origin, trace }: Inference) {
+  return { request, principal, lane: origin.lane, traceId: traceIdOf(trace?.traceparent) }
+}
+
+/** `00-<trace id>-<span id>-<flags>`. */
+function traceIdOf(traceparent: string | undefined): string | null {
+  if (traceparent === undefined || traceparent.length < 36 || traceparent.length > 256) return null
+  return traceparent.slice(3, 35)
+}
+
+/** As JSON; null for what is too long, or nested too deep to be written. */
+function tagsOf(metadata: Readonly<Record<string, unknown>> | null | undefined): string | null {
+  if (metadata === undefined || metadata === null) return null
+  try {
+    const text = JSON.stringify(metadata)
+    return text.length <= longestTags ? text : null
+  } catch {
+    return null
+  }
+}
+
+function recentOf({ number, provider, model, priceVersion }: AttemptOpen): RecentAttempt {
+  return {
+    number,
+    provider,
+    model,
+    status: 'open',
+    errorCode: null,
+    duration: 0,
+    firstToken: null,
+    cost: null,
+    priceVersion,
+    usage: noUsage
+  }
+}
+
+/** How the attempt before this one ended; `open` where it still runs. */
+function endOf({ expenses }: Inference, attempt: RecentAttempt | undefined, number: number): RecentAttempt {
+  const expense = expenses[number - 2]
+  if (attempt === undefined || expense === undefined) throw new Error('An attempt follows one that nobody opened.')
+  fill(attempt, expense)
+  return attempt
+}
+
+function fill(attempt: RecentAttempt, expense: Expense): void {
+  attempt.status = expense.status
+  attempt.errorCode = expense.error === null ? null : codeOf(expense.error)
+  attempt.duration = expense.duration ?? 0
+  attempt.firstToken = expense.firstToken
+  attempt.cost = expense.cost
+  attempt.usage = expense.usage
+}
+
+function endingOf(outcome: Outcome): { status: RecordStatus; httpStatus: number; errorCode: string | null } {
+  const { status, error, departed } = outcome
+  if (status === 'completed') return { status: 'settled', httpStatus: departed ? 499 : 200, errorCode: null }
+  if (status === 'cancelled') return { status: 'interrupted', httpStatus: 499, errorCode: 'cancelled' }
+  return { status: 'failed', httpStatus: isGatewayError(error) ? error.statusCode : 500, errorCode: codeOf(error) }
+}
+
+function codeOf(error: unknown): string {
+  if (!isGatewayError(error)) return 'internal_error'
+  return error.wire ?? error.code
+}
+
+/** @throws Error when it takes longer */
+async function within(patience: number, work: Promise<void>): Promise<void> {
+  const late = Promise.withResolvers<void>()
+  const timer = setTimeout(() => late.reject(new Error('the database does not answer in time')), patience)
+  try {
+    await Promise.race([work, late.promise])
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
+export default fp(ledger, { fastify: '5.x', name: 'ledger', dependencies: ['gateway', 'store', 'routing'] })

@@ -1,0 +1,137 @@
+import type { AttemptRecord, LedgerRecord, RecordStatus } from '../../schemas/ledger.ts'
+import { createRecent } from '../../schemas/recent.ts'
+import { noUsage, type Usage } from '../../schemas/usage.ts'
+
+/** An attempt as it goes on. */
+export interface RecentAttempt extends AttemptRecord {
+  status: RecordStatus
+  errorCode: string | null
+  duration: number
+  firstToken: number | null
+  cost: number | null
+  usage: Usage
+}
+
+/** What stays in memory of a call: nothing of its request but what a row has. A class, so that the kernel can carry it. */
+export class Entry {
+  readonly id: string
+  /** Names it in the journal. */
+  readonly line: string
+  readonly time: number
+  readonly tenant: string
+  readonly key: string | null
+  readonly model: string
+  readonly stream: boolean
+  readonly traceId: string | null
+  readonly user: string | null
+  readonly tags: Readonly<Record<string, unknown>> | null
+  readonly attempts: RecentAttempt[] = []
+  status: RecordStatus = 'open'
+  httpStatus: number | null = null
+  errorCode: string | null = null
+  duration: number | null = null
+  firstToken: number | null = null
+  /** It never came to a provider call after all. */
+  refused = false
+
+  constructor(
+    about: Pick<Entry, 'id' | 'line' | 'time' | 'tenant' | 'key' | 'model' | 'stream' | 'traceId' | 'user' | 'tags'>
+  ) {
+    this.id = about.id
+    this.line = about.line
+    this.time = about.time
+    this.tenant = about.tenant
+    this.key = about.key
+    this.model = about.model
+    this.stream = about.stream
+    this.traceId = about.traceId
+    this.user = about.user
+    this.tags = about.tags
+  }
+}
+
+interface Ring {
+  readonly entries: Entry[]
+  /** Where the next one goes. */
+  next: number
+}
+
+const perTenant = 200
+/** Up to twice as many are kept. */
+const tenants = 250
+
+/** The last calls of the tenants that were busy last. */
+export function createRecents() {
+  const rings = createRecent<Ring>(tenants)
+  return {
+    add(entry: Entry): void {
+      let ring = rings.get(entry.tenant)
+      if (ring === undefined) {
+        ring = { entries: [], next: 0 }
+        rings.set(entry.tenant, ring)
+      }
+      ring.entries[ring.next] = entry
+      ring.next = (ring.next + 1) % perTenant
+    },
+    /** Newest first. */
+    of(tenant: string): LedgerRecord[] {
+      const ring = rings.get(tenant)
+      if (ring === undefined) return []
+      const { entries, next } = ring
+      const inOrder = entries.slice(next).concat(entries.slice(0, next))
+      return inOrder
+        .filter(entry => !entry.refused)
+        .reverse()
+        .map(recordOf)
+    }
+  }
+}
+
+function recordOf(entry: Entry): LedgerRecord {
+  const { id, time, tenant, key, model, stream, traceId, user, tags } = entry
+  const { status, httpStatus, errorCode, duration, firstToken } = entry
+  const attempts = entry.attempts.map(attempt => ({
+    ...attempt,
+    duration: attempt.status === 'open' ? null : attempt.duration
+  }))
+  const about = { id, time, tenant, key, model, stream, traceId, user, tags }
+  return { ...about, status, httpStatus, errorCode, duration, firstToken, ...sumsOf(entry), attempts }
+}
+
+/** What the row will say. */
+function sumsOf({ attempts, status }: Entry): Pick<LedgerRecord, 'cost' | 'usage'> {
+  if (status === 'open') return { cost: null, usage: noUsage }
+  const [only] = attempts
+  if (only !== undefined && attempts.length === 1) return { cost: only.cost, usage: only.usage }
+  const sum = { ...noUsage }
+  let cost = 0
+  let unknown = attempts.length === 0
+  let reported = false
+  let estimated = false
+  for (const { cost: own, usage } of attempts) {
+    cost += own ?? 0
+    unknown ||= own === null
+    let tokens = 0
+    for (const bucket of buckets) {
+      sum[bucket] += usage[bucket]
+      tokens += usage[bucket]
+    }
+    if (usage.source === 'reported') reported = true
+    else estimated ||= tokens > 0
+  }
+  return {
+    cost: cost === 0 && unknown ? null : cost,
+    usage: { ...sum, source: reported && !estimated ? 'reported' : 'estimated' }
+  }
+}
+
+const buckets = [
+  'input',
+  'cacheRead',
+  'cacheWrite5m',
+  'cacheWrite1h',
+  'audioInput',
+  'output',
+  'reasoning',
+  'audioOutput'
+] as const

@@ -1,0 +1,180 @@
+import type { AttemptEnd, AttemptLine, AttemptOpen, OpenLine, SettleLine } from '../../../schemas/journal.ts'
+import type { RecordStatus } from '../../../schemas/ledger.ts'
+import { estimatedUsage, inputOf, noUsage, outputOf, type Usage } from '../../../schemas/usage.ts'
+import type { Value } from '../database.ts'
+
+// From the lines of one call to its rows.
+
+/** The code of a call whose gateway died. Its row may still turn out to have been settled. */
+export const gatewayLost = 'gateway_lost'
+
+/** A call whose end has not been read yet. */
+export interface OpenCall {
+  readonly open: OpenLine
+  readonly further: readonly AttemptLine[]
+  /** It is in the table open_calls. */
+  readonly stored: boolean
+}
+
+/** How an attempt ended; nobody knows how long one took whose gateway died. */
+export type Ended = Omit<AttemptEnd, 'duration'> & { readonly duration: number | null }
+
+/** How a call ended. */
+export interface Ending {
+  readonly status: RecordStatus
+  readonly httpStatus: number | null
+  readonly errorCode: string | null
+  readonly duration: number | null
+  readonly firstToken: number | null
+  readonly attempts: readonly Ended[]
+}
+
+/** What attempts come to. */
+export interface Sums {
+  /** Nano-USD; null: nobody knows. */
+  readonly cost: number | null
+  readonly usage: Usage
+}
+
+/** The id as the caller knows it: calls of one in-process caller have a mark of their own behind it. */
+export function publicId(id: string): string {
+  const mark = id.lastIndexOf('~')
+  return mark === -1 ? id : id.slice(0, mark)
+}
+
+/** What attempts come to. What has no known price counts for nothing as long as something else is known. */
+export function sumOf(attempts: readonly Pick<Ended, 'cost' | 'usage'>[]): Sums {
+  const [only] = attempts
+  if (only !== undefined && attempts.length === 1) return only
+  let cost = 0
+  let unknown = attempts.length === 0
+  let reported = false
+  let estimated = false
+  const sum = { ...noUsage }
+  for (const attempt of attempts) {
+    const { usage } = attempt
+    cost += attempt.cost ?? 0
+    unknown ||= attempt.cost === null
+    if (usage.source === 'reported') reported = true
+    else if (inputOf(usage) + outputOf(usage) > 0) estimated = true
+    sum.input += usage.input
+    sum.cacheRead += usage.cacheRead
+    sum.cacheWrite5m += usage.cacheWrite5m
+    sum.cacheWrite1h += usage.cacheWrite1h
+    sum.audioInput += usage.audioInput
+    sum.output += usage.output
+    sum.reasoning += usage.reasoning
+    sum.audioOutput += usage.audioOutput
+  }
+  const usage: Usage = { ...sum, source: reported && !estimated ? 'reported' : 'estimated' }
+  return { cost: cost === 0 && unknown ? null : cost, usage }
+}
+
+/** How a call ended whose gateway died: what is known of its attempts, and the estimate of those that were open. */
+export function lostEnding({ open, further }: OpenCall): Ending {
+  const ends = new Map(further.map(({ before }) => [before.number, before]))
+  const attempts = [open.attempt, ...further.map(line => line.attempt)].map((attempt): Ended => {
+    const end = ends.get(attempt.number)
+    return end === undefined || end.status === 'open' ? lostAttempt(attempt) : end
+  })
+  const unknown = { httpStatus: null, duration: null, firstToken: null }
+  return { status: 'interrupted', errorCode: gatewayLost, ...unknown, attempts }
+}
+
+/** An attempt that nobody saw end: charged what it was likely to use at most. */
+export function lostAttempt({ number, input, output, cost }: AttemptOpen): Ended {
+  const unknown = { duration: null, firstToken: null }
+  return {
+    number,
+    status: 'interrupted',
+    errorCode: gatewayLost,
+    ...unknown,
+    cost,
+    usage: estimatedUsage(input, output)
+  }
+}
+
+export function inferenceRow(
+  seq: number,
+  { open }: OpenCall,
+  ending: Ending | SettleLine,
+  { cost, usage }: Sums,
+  charges: string
+): Value[] {
+  return [
+    seq,
+    publicId(open.id),
+    open.time,
+    open.tenant,
+    open.key,
+    open.model,
+    open.stream ? 1 : 0,
+    ending.status,
+    ending.httpStatus,
+    ending.errorCode,
+    ending.duration,
+    ending.firstToken,
+    cost,
+    usage.source,
+    usage.input,
+    usage.cacheRead,
+    usage.cacheWrite5m,
+    usage.cacheWrite1h,
+    usage.audioInput,
+    usage.output,
+    usage.reasoning,
+    usage.audioOutput,
+    open.traceId,
+    open.user,
+    open.tags === null ? null : JSON.stringify(open.tags),
+    charges
+  ]
+}
+
+/** The rows of a call's attempts. One whose beginning was never written down has no row, as it was never sent. */
+export function addAttemptRows(rows: Value[][], seq: number, call: OpenCall, ends: readonly Ended[]): void {
+  const { open, further } = call
+  for (const end of ends) {
+    const attempt =
+      end.number === open.attempt.number
+        ? open.attempt
+        : further.find(line => line.attempt.number === end.number)?.attempt
+    if (attempt !== undefined) rows.push(attemptRow(seq, attempt, end))
+  }
+}
+
+export function attemptRow(seq: number, attempt: AttemptOpen, end: Ended): Value[] {
+  const { usage } = end
+  return [
+    seq,
+    attempt.number,
+    attempt.provider,
+    attempt.model,
+    end.status,
+    end.errorCode,
+    end.duration,
+    end.firstToken,
+    end.cost,
+    attempt.priceVersion,
+    usage.source,
+    usage.input,
+    usage.cacheRead,
+    usage.cacheWrite5m,
+    usage.cacheWrite1h,
+    usage.audioInput,
+    usage.output,
+    usage.reasoning,
+    usage.audioOutput
+  ]
+}
+
+/** A call as the table open_calls holds it. */
+export function openCallText({ open, further }: OpenCall): string {
+  return JSON.stringify([{ ...open, id: publicId(open.id) }, ...further])
+}
+
+/** @throws SyntaxError for a damaged row */
+export function openCallOf(id: string, text: string): OpenCall {
+  const [open, ...further] = JSON.parse(text) as [OpenLine, ...AttemptLine[]]
+  return { open: { ...open, id }, further, stored: true }
+}

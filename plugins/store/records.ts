@@ -1,0 +1,281 @@
+import { InvalidRequest } from '../../schemas/errors.ts'
+import {
+  type AttemptRecord,
+  type LedgerRecord,
+  type RecordFilter,
+  type RecordStatus,
+  recordStatuses
+} from '../../schemas/ledger.ts'
+import type { Rows } from '../../schemas/store.ts'
+import { noUsage, type Usage } from '../../schemas/usage.ts'
+import { cursorOf, type OpenPlace, type Place, parseCursor } from './cursor.ts'
+import type { Database, Row, Value } from './database.ts'
+import { openCalls } from './open-calls.ts'
+import { isStorable } from './text.ts'
+
+interface Condition {
+  readonly sql: string
+  readonly values: readonly Value[]
+}
+
+/** An index, what it is searched for, and what it does not know of. */
+interface Plan {
+  readonly index: string
+  readonly found: readonly Condition[]
+  readonly rest: readonly Condition[]
+}
+
+const largestPage = 1_000
+/** A search that an index answers only in part looks at so many rows at once, then at twice as many, … */
+const firstSlice = 2_000
+const largestSlice = 20_000
+/** … and ends after so many milliseconds with what it has: the next page goes on where it stopped. */
+const longestSearch = 25
+
+const usageColumns = `usage_source, input, cache_read, cache_write_5m, cache_write_1h, audio_input, output, reasoning,
+  audio_output`
+const columns = `seq, id, time, tenant, key, model, stream, status, http_status, error_code, duration, first_token, cost,
+  ${usageColumns}, trace_id, "user", tags`
+
+/**
+ * A page of the ledger, newest first, running calls before those that ended and began in the same millisecond. It may
+ * hold less than was asked for, even nothing, while `next` says that there is more.
+ *
+ * A cursor is a place between rows, not a number of rows, so that new ones move nothing. Of a page that ended between
+ * running calls it also keeps the last seq of that moment: what is folded later was shown as running.
+ */
+export async function records(
+  database: Database,
+  filter: RecordFilter,
+  { after, limit }: { after?: string; limit: number }
+): Promise<Rows<LedgerRecord>> {
+  const wanted = Math.max(1, Math.min(largestPage, Math.floor(limit) || 1))
+  const place = after === undefined ? null : parseCursor(after)
+  const range = rangeOf(filter)
+  if ([filter.tenant, filter.key, filter.model].some(text => text !== undefined && !isStorable(text))) {
+    return { rows: [], next: null }
+  }
+  return database.snapshot(async snapshot => {
+    // One more than asked for tells whether there is more.
+    const open = await openCalls(snapshot, filter, range, place, wanted + 1)
+    const ended = await endedCalls(snapshot, filter, range, place, wanted + 1)
+    const { stopped } = ended
+    const merged = merge(
+      stopped === null ? open : open.filter(({ time }) => time >= stopped.time),
+      ended.rows.map(row => ({ time: Number(row['time']), row }))
+    )
+    const page = merged.slice(0, wanted)
+    const last = page.at(-1)
+    let next: string | null = null
+    if (merged.length > wanted && last !== undefined) {
+      next =
+        'row' in last ? cursorOf({ time: last.time, seq: Number(last.row['seq']) }) : await openCursor(snapshot, last)
+    } else if (stopped !== null) next = cursorOf(stopped)
+    return { rows: await withAttempts(snapshot, page), next }
+  })
+}
+
+type Open = { readonly time: number; readonly record: LedgerRecord }
+type Ended = { readonly time: number; readonly row: Row }
+
+function merge(open: readonly Open[], ended: readonly Ended[]): Array<Open | Ended> {
+  const merged: Array<Open | Ended> = []
+  let next = 0
+  for (const row of ended) {
+    while (next < open.length && open[next]!.time >= row.time) merged.push(open[next++]!)
+    merged.push(row)
+  }
+  return merged.concat(open.slice(next))
+}
+
+async function openCursor(database: Database, { time, record }: Open): Promise<string> {
+  const [row] = await database.all('SELECT max(seq) AS last FROM inferences')
+  return cursorOf({ time, seq: Number(row?.['last'] ?? 0), id: record.id } satisfies OpenPlace)
+}
+
+async function endedCalls(
+  database: Database,
+  filter: RecordFilter,
+  range: readonly Condition[],
+  place: Place | OpenPlace | null,
+  wanted: number
+): Promise<{ rows: Row[]; stopped: Place | null }> {
+  if (filter.status === 'open') return { rows: [], stopped: null }
+  const { index, found, rest } = planFor(filter, database.kind)
+  const from = database.kind === 'sqlite' ? `FROM inferences INDEXED BY ${index}` : 'FROM inferences'
+  const order = 'ORDER BY time DESC, seq DESC'
+  const select = (what: string, conditions: readonly Condition[], tail: string, values: readonly Value[]) =>
+    database.all(`SELECT ${what} ${from} ${where(conditions)} ${order} ${tail}`, [
+      ...conditions.flatMap(condition => condition.values),
+      ...values
+    ])
+
+  let upper = [...found, ...range, ...beyond(place)]
+  if (rest.length === 0) return { rows: await select(columns, upper, 'LIMIT ?', [wanted]), stopped: null }
+
+  const started = performance.now()
+  const rows: Row[] = []
+  let size = Math.max(firstSlice, wanted)
+  while (true) {
+    const [edge] = await select('time, seq', upper, 'LIMIT 1 OFFSET ?', [size - 1])
+    const stopped = edge === undefined ? null : { time: Number(edge['time']), seq: Number(edge['seq']) }
+    const lower = stopped === null ? [] : [{ sql: '(time, seq) >= (?, ?)', values: [stopped.time, stopped.seq] }]
+    rows.push(...(await select(columns, [...upper, ...lower, ...rest], 'LIMIT ?', [wanted - rows.length])))
+    if (stopped === null || rows.length >= wanted) return { rows, stopped: null }
+    if (performance.now() - started > longestSearch) return { rows, stopped }
+    upper = [...found, ...range, ...beyond(stopped)]
+    size = Math.min(size * 2, largestSlice)
+  }
+}
+
+/** What lies after a place, ended calls only. */
+function beyond(place: Place | OpenPlace | null): Condition[] {
+  if (place === null) return []
+  const { time, seq } = place
+  if (!('id' in place)) return [{ sql: '(time, seq) < (?, ?)', values: [time, seq] }]
+  return [
+    { sql: 'time <= ?', values: [time] },
+    { sql: 'NOT (time = ? AND seq > ? AND id >= ?)', values: [time, seq, place.id] }
+  ]
+}
+
+/**
+ * The index that finds the fewest rows in their order. An index on what is not settled is only used for a status that
+ * stands in the statement itself, so it does; it is one of four words.
+ */
+function planFor({ tenant, key, model, status }: RecordFilter, kind: Database['kind']): Plan {
+  const is = {
+    tenant: tenant === undefined ? null : { sql: 'tenant = ?', values: [tenant] },
+    key: key === undefined ? null : { sql: 'key = ?', values: [key] },
+    model: model === undefined ? null : modelIs(model, kind),
+    status: status === undefined ? null : { sql: statusIs(status), values: [] }
+  }
+  const rare = status === 'failed' || status === 'interrupted'
+  let names: Array<keyof typeof is>
+  if (is.key) names = ['key']
+  else if (is.tenant && is.model) names = ['tenant', 'model']
+  else if (is.tenant) names = ['tenant']
+  else if (is.model && !rare) names = ['model']
+  else names = []
+  const parts = rare ? [...names, 'unsettled'] : names
+  const used = rare ? [...names, 'status' as const] : names
+  const conditions = Object.entries(is).map(([name, condition]) => ({ name, condition }))
+  const pick = (inside: boolean) =>
+    conditions.flatMap(({ name, condition }) =>
+      condition !== null && used.some(one => one === name) === inside ? [condition] : []
+    )
+  return { index: `inferences_${parts.join('_') || 'time'}`, found: pick(true), rest: pick(false) }
+}
+
+/** PostgreSQL's index holds the beginning of a name only. */
+function modelIs(model: string, kind: Database['kind']): Condition {
+  if (kind === 'sqlite') return { sql: 'model = ?', values: [model] }
+  return { sql: 'left(model, 200) = left(CAST(? AS TEXT), 200) AND model = ?', values: [model, model] }
+}
+
+function statusIs(status: RecordStatus): string {
+  if (!recordStatuses.includes(status)) {
+    throw new InvalidRequest(`A status is one of ${recordStatuses.join(', ')}.`)
+  }
+  return status === 'settled' ? "status = 'settled'" : `status = '${status}' AND status <> 'settled'`
+}
+
+/** @throws InvalidRequest for what is no moment */
+function rangeOf({ from, to }: RecordFilter): Condition[] {
+  const moment = (time: number): number => {
+    if (Number.isNaN(time)) throw new InvalidRequest('from and to are moments.')
+    return Math.max(Number.MIN_SAFE_INTEGER, Math.min(Number.MAX_SAFE_INTEGER, Math.ceil(time)))
+  }
+  return [
+    ...(from === undefined ? [] : [{ sql: 'time >= ?', values: [moment(from)] }]),
+    ...(to === undefined ? [] : [{ sql: 'time < ?', values: [moment(to)] }])
+  ]
+}
+
+function where(conditions: readonly Condition[]): string {
+  return conditions.length === 0 ? '' : `WHERE ${conditions.map(({ sql }) => sql).join(' AND ')}`
+}
+
+/** The attempts of a whole page in one query. */
+async function withAttempts(database: Database, page: ReadonlyArray<Open | Ended>): Promise<LedgerRecord[]> {
+  const attempts = new Map<number, AttemptRecord[]>()
+  for (const one of page) if ('row' in one) attempts.set(Number(one.row['seq']), [])
+  const seqs = [...attempts.keys()]
+  const sqlite = database.kind === 'sqlite'
+  const list = sqlite ? 'IN (SELECT value FROM json_each(?))' : '= ANY(CAST(? AS BIGINT[]))'
+  const rows =
+    seqs.length === 0
+      ? []
+      : await database.all(
+          `SELECT inference, number, provider, model, status, error_code, duration, first_token, cost, price_version,
+            ${usageColumns} FROM attempts WHERE inference ${list} ORDER BY inference, number`,
+          [sqlite ? `[${seqs}]` : `{${seqs}}`]
+        )
+  for (const row of rows) attempts.get(Number(row['inference']))?.push(attemptOf(row))
+  return page.map(one => ('row' in one ? recordOf(one.row, attempts.get(Number(one.row['seq'])) ?? []) : one.record))
+}
+
+function recordOf(row: Row, attempts: readonly AttemptRecord[]): LedgerRecord {
+  const tags = text(row['tags'])
+  return {
+    id: String(row['id']),
+    time: Number(row['time']),
+    tenant: String(row['tenant']),
+    key: text(row['key']),
+    model: String(row['model']),
+    stream: row['stream'] === 1,
+    status: statusOf(row),
+    httpStatus: number(row['http_status']),
+    errorCode: text(row['error_code']),
+    duration: number(row['duration']),
+    firstToken: number(row['first_token']),
+    cost: number(row['cost']),
+    usage: usageOf(row),
+    traceId: text(row['trace_id']),
+    user: text(row['user']),
+    tags: tags === null ? null : JSON.parse(tags),
+    attempts
+  }
+}
+
+function attemptOf(row: Row): AttemptRecord {
+  return {
+    number: Number(row['number']),
+    provider: String(row['provider']),
+    model: String(row['model']),
+    status: statusOf(row),
+    errorCode: text(row['error_code']),
+    duration: number(row['duration']),
+    firstToken: number(row['first_token']),
+    cost: number(row['cost']),
+    priceVersion: text(row['price_version']),
+    usage: usageOf(row)
+  }
+}
+
+function usageOf(row: Row): Usage {
+  return {
+    ...noUsage,
+    input: Number(row['input']),
+    cacheRead: Number(row['cache_read']),
+    cacheWrite5m: Number(row['cache_write_5m']),
+    cacheWrite1h: Number(row['cache_write_1h']),
+    audioInput: Number(row['audio_input']),
+    output: Number(row['output']),
+    reasoning: Number(row['reasoning']),
+    audioOutput: Number(row['audio_output']),
+    source: row['usage_source'] === 'reported' ? 'reported' : 'estimated'
+  }
+}
+
+function statusOf(row: Row): RecordStatus {
+  return recordStatuses.find(status => status === row['status']) ?? 'failed'
+}
+
+function text(value: Value | undefined): string | null {
+  return typeof value === 'string' ? value : null
+}
+
+function number(value: Value | undefined): number | null {
+  return typeof value === 'number' ? value : null
+}

@@ -1,0 +1,313 @@
+import { type Static, type TSchema, Type } from '@sinclair/typebox'
+import { modelName, tenantName } from './atoms.ts'
+import { recordStatuses } from './ledger.ts'
+import { periods } from './periods.ts'
+import { closed, text } from './shape.ts'
+import { scopes } from './tenants.ts'
+
+// The administrator's requests and answers. Money is a decimal number of USD, times are ISO 8601 in UTC. Requests are
+// checked tightly and unknown fields are refused; `allowed` is what a fault says of a value that does not fit.
+
+const nullable = <S extends TSchema>(schema: S) => Type.Union([schema, Type.Null()])
+
+/** One of some words; one plain rule, so that a fault names them. */
+function word<const Word extends string>(words: readonly Word[]) {
+  return Type.Unsafe<Word>({ type: 'string', enum: [...words], allowed: `one of ${words.join(', ')}` })
+}
+
+const Amount = Type.Unsafe<number | null>({
+  type: ['number', 'null'],
+  minimum: 0,
+  maximum: 9_000_000,
+  allowed: 'an amount in USD from 0 to 9000000, or null for none'
+})
+const Rate = Type.Unsafe<number | null>({
+  type: ['integer', 'null'],
+  minimum: 1,
+  maximum: 1_000_000_000,
+  allowed: 'a whole number from 1 to 1000000000, or null for none'
+})
+const Flag = Type.Boolean({ allowed: 'true or false' })
+const Label = text('^[^\\x00-\\x1f\\x7f]{1,256}$', 'a text of 1 to 256 characters without control characters')
+const Id = text(tenantName, 'letters, digits, ".", "_", ":", "@" and "-", at most 128')
+
+const limits = {
+  requests_per_minute: Type.Optional(Rate),
+  tokens_per_minute: Type.Optional(Rate),
+  concurrency: Type.Optional(Rate)
+}
+
+const tenantFields = {
+  period: Type.Optional(word(periods)),
+  /** What one request may be likely to cost. */
+  max_request_usd: Type.Optional(Amount),
+  max_output_tokens: Type.Optional(
+    Type.Integer({ minimum: 1, maximum: 100_000_000, allowed: 'a whole number from 1 to 100000000' })
+  ),
+  ...limits,
+  /** Names of models, `*` stands for any characters; null: every model. */
+  allow_models: Type.Optional(
+    Type.Unsafe<string[] | null>({
+      type: ['array', 'null'],
+      maxItems: 1_000,
+      items: text(modelName, 'the name of a model, or a pattern with "*"'),
+      allowed: 'a list of at most 1000 names of models, or null for every model'
+    })
+  ),
+  active: Type.Optional(Flag),
+  /** Callers without a key may name it. */
+  open: Type.Optional(Flag),
+  /** Yours; at most 16 KiB of JSON. Replaced as a whole. */
+  metadata: Type.Optional(Type.Record(Type.String(), Type.Unknown(), { allowed: 'an object' }))
+}
+
+/** POST /api/tenants. */
+export const TenantCreation = closed({ id: Id, budget_usd: Amount, ...tenantFields })
+export type TenantCreation = Static<typeof TenantCreation>
+
+/** PUT /api/tenants/:id; what is absent stays. */
+export const TenantChange = closed({ budget_usd: Type.Optional(Amount), ...tenantFields })
+export type TenantChange = Static<typeof TenantChange>
+
+/** POST /api/tenants/:id/keys. Without `budget_usd` the key has no budget of its own. */
+export const KeyCreation = closed({
+  name: Type.Optional(
+    Type.Unsafe<string | null>({
+      type: ['string', 'null'],
+      pattern: Label.pattern,
+      allowed: `${Label['allowed']}, or null`
+    })
+  ),
+  scopes: Type.Optional(
+    Type.Array(word(scopes), { minItems: 1, uniqueItems: true, allowed: `a list of ${scopes.join(', ')}` })
+  ),
+  budget_usd: Type.Optional(Amount),
+  period: Type.Optional(word(periods)),
+  ...limits,
+  expires_at: Type.Optional(
+    Type.Unsafe<string | number | null>({
+      type: ['string', 'integer', 'null'],
+      allowed: 'a time as ISO 8601 or in milliseconds since 1970, or null for never'
+    })
+  )
+})
+export type KeyCreation = Static<typeof KeyCreation>
+
+/** POST /api/tenants/:id/keys/:keyId/rotate. */
+export const KeyRotation = closed({
+  /** How long the old key goes on working. Default: a day. */
+  overlap_seconds: Type.Optional(
+    Type.Integer({ minimum: 0, maximum: 2_592_000, allowed: 'a whole number from 0 to 2592000 (30 days)' })
+  )
+})
+export type KeyRotation = Static<typeof KeyRotation>
+
+const page = {
+  /** Default 100. */
+  limit: Type.Optional(text('^([1-9]\\d{0,2}|1000)$', 'a whole number from 1 to 1000')),
+  after: Type.Optional(text('^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$', 'the `next` of the page before'))
+}
+
+/** GET /api/tenants, GET /api/tenants/:id/keys. */
+export const PageQuery = closed(page)
+export type PageQuery = Static<typeof PageQuery>
+
+const moment = Type.Optional(Type.String({ allowed: 'a time as ISO 8601 or in milliseconds since 1970' }))
+const recordFields = {
+  ...page,
+  /** From this moment on. */
+  from: moment,
+  /** Before this moment. */
+  to: moment,
+  model: Type.Optional(Label),
+  key: Type.Optional(Label),
+  status: Type.Optional(word(recordStatuses)),
+  /** `jsonl` and `csv` are every row that fits, as a download. */
+  format: Type.Optional(word(['json', 'jsonl', 'csv']))
+}
+
+/** GET /api/tenants/:id/records. */
+export const TenantRecordsQuery = closed(recordFields)
+/** GET /api/records. */
+export const RecordsQuery = closed({ ...recordFields, tenant: Type.Optional(Id) })
+export type RecordsQuery = Static<typeof RecordsQuery>
+
+/** GET /api/audit. */
+export const AuditQuery = closed({ ...page, subject: Type.Optional(Label) })
+export type AuditQuery = Static<typeof AuditQuery>
+
+// Answers.
+
+const Text = Type.String()
+const Count = Type.Integer({ minimum: 0 })
+const Usd = Type.Number()
+const Moment = Type.String({ pattern: '^\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d\\.\\d{3}Z$' })
+const Milliseconds = nullable(Type.Number({ minimum: 0 }))
+
+const shownLimits = {
+  requests_per_minute: nullable(Count),
+  tokens_per_minute: nullable(Count),
+  concurrency: nullable(Count)
+}
+
+/** Of the running period of a budget. */
+const spending = {
+  spend_usd: Usd,
+  /** Held by calls in flight. */
+  reserved_usd: Usd,
+  tokens_in: Count,
+  tokens_out: Count,
+  requests: Count,
+  /** When the period ends; null: never. */
+  resets_at: nullable(Moment)
+}
+
+/** Tokens of a call in buckets that do not overlap. */
+export const UsageAnswer = closed({
+  input: Count,
+  cache_read: Count,
+  cache_write_5m: Count,
+  cache_write_1h: Count,
+  audio_input: Count,
+  output: Count,
+  reasoning: Count,
+  audio_output: Count
+})
+export type UsageAnswer = Static<typeof UsageAnswer>
+
+const measured = {
+  status: word(recordStatuses),
+  error_code: nullable(Text),
+  tokens_in: Count,
+  tokens_out: Count,
+  usage: UsageAnswer,
+  usage_source: word(['reported', 'estimated']),
+  /** Null: nobody knows the price, or it still runs. */
+  cost_usd: nullable(Usd),
+  duration_ms: Milliseconds,
+  ttft_ms: Milliseconds
+}
+
+export const AttemptAnswer = closed({
+  number: Count,
+  provider: Text,
+  upstream_model: Text,
+  price_version: nullable(Text),
+  ...measured
+})
+export type AttemptAnswer = Static<typeof AttemptAnswer>
+
+/** One inference: the sums of its attempts. `provider` and `upstream_model` are the last attempt's. */
+export const RecordAnswer = closed({
+  id: Text,
+  time: Moment,
+  tenant: Text,
+  key: nullable(Text),
+  model: Text,
+  stream: Type.Boolean(),
+  http_status: nullable(Count),
+  provider: nullable(Text),
+  upstream_model: nullable(Text),
+  ...measured,
+  trace_id: nullable(Text),
+  user: nullable(Text),
+  tags: nullable(Type.Record(Type.String(), Type.Unknown())),
+  attempts: Type.Array(AttemptAnswer)
+})
+export type RecordAnswer = Static<typeof RecordAnswer>
+
+export const TenantAnswer = closed({
+  id: Text,
+  budget_usd: nullable(Usd),
+  period: word(periods),
+  ...spending,
+  active: Type.Boolean(),
+  open: Type.Boolean(),
+  allow_models: nullable(Type.Array(Text)),
+  max_output_tokens: Count,
+  max_request_usd: nullable(Usd),
+  ...shownLimits,
+  metadata: Type.Record(Type.String(), Type.Unknown()),
+  /** `config`: changed in the configuration file only. */
+  source: word(['config', 'api']),
+  /** Null for those of the configuration file. */
+  created_at: nullable(Moment),
+  /** The last 200, newest first; only where one tenant is asked for. */
+  records: Type.Optional(Type.Array(RecordAnswer))
+})
+export type TenantAnswer = Static<typeof TenantAnswer>
+
+/** A key without its secret. `budget_usd: null` with a `period` is one that is only counted. */
+export const KeyAnswer = closed({
+  id: Text,
+  tenant: Text,
+  name: nullable(Text),
+  scopes: Type.Array(word(scopes)),
+  /** It works now. */
+  active: Type.Boolean(),
+  budget_usd: nullable(Usd),
+  period: nullable(word(periods)),
+  ...spending,
+  ...shownLimits,
+  expires_at: nullable(Moment),
+  created_at: Moment,
+  last_used_at: nullable(Moment),
+  revoked_at: nullable(Moment),
+  rotated_to: nullable(Text),
+  /** The secret: in the answers that make a key, and nowhere else. */
+  key: Type.Optional(Text)
+})
+export type KeyAnswer = Static<typeof KeyAnswer>
+
+/** GET /budget/stats. */
+export const BudgetAnswer = closed({
+  configured: Type.Boolean(),
+  limit_usd: nullable(Usd),
+  spend_usd: Usd,
+  reserved_usd: Usd,
+  /** What a new call may still hold; never below 0. */
+  remaining_usd: nullable(Usd),
+  period: nullable(word(periods)),
+  resets_at: nullable(Moment),
+  hard_stop: Type.Boolean(),
+  warning_threshold: nullable(Type.Number()),
+  warned: Type.Boolean()
+})
+export type BudgetAnswer = Static<typeof BudgetAnswer>
+
+/** GET /api/stats. `requests`, tokens and cost: since the first start; the rest: since the start of this process. */
+export const StatsAnswer = closed({
+  requests: Count,
+  tokens_in: Count,
+  tokens_out: Count,
+  cost_total_usd: Usd,
+  running: Count,
+  /** Calls refused before they were sent anywhere, by error code. */
+  refused: Type.Record(Type.String(), Count),
+  /** Answers dearer than what was held for them. */
+  overrun: Count,
+  /** Calls whose price nobody knew. */
+  unpriced: Count,
+  /** Reports of providers whose details are more than their totals. */
+  usage_mismatches: Count
+})
+export type StatsAnswer = Static<typeof StatsAnswer>
+
+/** One change. `before` and `after`: null where there was or is nothing. */
+export const AuditAnswer = closed({
+  id: Type.Union([Type.Integer(), Text]),
+  time: Moment,
+  actor: Text,
+  action: Text,
+  subject: Text,
+  before: nullable(Type.Record(Type.String(), Type.Unknown())),
+  after: nullable(Type.Record(Type.String(), Type.Unknown()))
+})
+export type AuditAnswer = Static<typeof AuditAnswer>
+
+/** `next` goes into `after` for the next page; null: this was the last. */
+export const ListAnswer = <Row extends TSchema>(row: Row) => closed({ data: Type.Array(row), next: nullable(Text) })
+export interface List<Row> {
+  readonly data: Row[]
+  readonly next: string | null
+}

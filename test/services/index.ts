@@ -1,0 +1,3 @@
+export * from './daemon.ts'
+export * from './postgres.ts'
+export * from './redis.ts'
