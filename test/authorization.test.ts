@@ -92,7 +92,7 @@ async function build(t: Test, own: ModelGatewayOptions = {}) {
   const { settings } = readConfig({
     store: `sqlite:${join(folder, 'gateway.db')}`,
     models: { test: { targets: [{ provider: 'echo', model: 'echo', price }] } },
-    tenants: { acme: tenant, other: tenant },
+    tenants: { acme: tenant, other: tenant, public: tenant },
     budget: { dailyLimitUsd: 100 },
     ...own,
     plugins: { auth: { adminToken }, rateLimit: false, ...own.plugins }

@@ -105,13 +105,13 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
   function holdFor(inference: Inference, tenant: Tenant | undefined): void | Promise<void> {
     const { principal } = inference
     const time = clock()
-    const bound = dearest(inference, tenant)
     const budget = principal.apiKey?.budget ?? null
     const key = budget === null ? null : books.account('key', principal.key ?? principal.apiKey!.id, budget, time)
     const ofTenant = tenant === undefined ? null : books.account('tenant', tenant.id, tenant.budget, time)
     const ofAll = wholeBudget === null ? null : books.account('gateway', '', wholeBudget, time)
     const loading = key?.loading ?? ofTenant?.loading ?? ofAll?.loading ?? null
     if (loading !== null) return holdLater(inference, tenant, loading)
+    const bound = dearest(inference, tenant)
     const known = inference.hold
     const hold = known instanceof BudgetHold ? known : new BudgetHold(engine, bounds, inference, key, ofTenant, ofAll)
     const taken = take(hold, bound)
@@ -290,12 +290,12 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
       else redis.rebase(account, { spent: account.seenBase - spent, version: latest })
       return
     }
-    const balance = await store.ledger.adjust(
+    await store.ledger.adjust(
       { scope, period, amount: -spent, reason: 'reset', actor },
       { actor, action: 'budget.reset', subject: scope, before: { period, spent_usd: usdOf(spent) }, after: null }
     )
     if (redis === null) account.spend(-spent)
-    else redis.rebase(account, balance)
+    else await redis.refresh(account)
   }
 
   gateway.decorate('budgets', {

@@ -26,6 +26,8 @@ export interface SharedEngine extends Engine {
   started(account: Account): void
   /** Asks Redis for the numbers of an account. @throws LimitsUnavailable */
   ask(account: Account): Promise<void>
+  /** Reads the store's balance again. */
+  refresh(account: Account): Promise<void>
   /** Takes over a newer balance. */
   rebase(account: Account, balance: { spent: bigint; version: number }): void
   close(): void
@@ -458,6 +460,7 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
         schedule()
       })
     },
+    refresh: account => refresh([account]),
     rebase(account, { spent, version }) {
       if (version < account.version) return
       account.base = spent

@@ -151,11 +151,16 @@ export function createConnection({ url, timeout, prefix, log }: ConnectionOption
 
   async function within<T>(work: Promise<T>): Promise<T> {
     const { promise, reject } = Promise.withResolvers<never>()
-    const deadline = setTimeout(() => reject(new Error(`there was no answer within ${timeout} ms`)), timeout)
+    let grace: NodeJS.Immediate | undefined
+    // When this process was busy for longer than that, its timers come before the answer that lies ready to be read.
+    const deadline = setTimeout(() => {
+      grace = setImmediate(() => reject(new Error(`there was no answer within ${timeout} ms`)))
+    }, timeout)
     try {
       return await Promise.race([work, promise])
     } finally {
       clearTimeout(deadline)
+      clearImmediate(grace)
     }
   }
 

@@ -150,6 +150,7 @@ export async function openStore(options: WorkerOptions, log: Log): Promise<Store
       open: options => call('ledger.open', options),
       grown,
       folded: () => call('ledger.folded'),
+      closed: instance => call('ledger.closed', instance),
       rotate: () => call('ledger.rotate'),
       records: (filter, page) => call('ledger.records', filter, page),
       export: exported,

@@ -9,6 +9,13 @@ interface Condition {
   readonly values: readonly Value[]
 }
 
+/** A running call; `id` as its table knows it. */
+export interface Open {
+  readonly time: number
+  readonly id: string
+  readonly record: LedgerRecord
+}
+
 /** Rows read at once where the key or the model has to be looked for in their lines. */
 const batch = 500
 
@@ -19,10 +26,10 @@ export async function openCalls(
   range: readonly Condition[],
   place: Place | OpenPlace | null,
   wanted: number
-): Promise<Array<{ time: number; record: LedgerRecord }>> {
+): Promise<Open[]> {
   if (filter.status !== undefined && filter.status !== 'open') return []
   const searched = filter.key !== undefined || filter.model !== undefined
-  const found: Array<{ time: number; record: LedgerRecord }> = []
+  const found: Open[] = []
   const limit = searched ? Math.max(batch, wanted) : wanted
   let after = place
   while (true) {
@@ -40,7 +47,7 @@ export async function openCalls(
       const record = openRecord(JSON.parse(String(row['lines'])))
       if (filter.key !== undefined && record.key !== filter.key) continue
       if (filter.model !== undefined && record.model !== filter.model) continue
-      found.push({ time: Number(row['time']), record })
+      found.push({ time: Number(row['time']), id: String(row['id']), record })
       if (found.length === wanted) return found
     }
     const last = rows.at(-1)

@@ -49,6 +49,8 @@ export async function openPostgres({ url, shared, lockWait }: PostgresOptions): 
   })
   // An idle connection that breaks: the pool forgets it, the session finds out why.
   pool.on('error', () => session.check())
+  // While it is in use the pool does not listen; an end between two statements would be nobody's and end the worker.
+  pool.on('connect', client => client.on('error', () => session.check()))
 
   const active = new Set<pg.PoolClient>()
   /** Of these nobody knows what state they are in. */

@@ -10,7 +10,7 @@ import type { Rows } from '../../schemas/store.ts'
 import { noUsage, type Usage } from '../../schemas/usage.ts'
 import { cursorOf, type OpenPlace, type Place, parseCursor } from './cursor.ts'
 import type { Database, Row, Value } from './database.ts'
-import { openCalls } from './open-calls.ts'
+import { type Open, openCalls } from './open-calls.ts'
 import { isStorable } from './text.ts'
 
 interface Condition {
@@ -75,7 +75,6 @@ export async function records(
   })
 }
 
-type Open = { readonly time: number; readonly record: LedgerRecord }
 type Ended = { readonly time: number; readonly row: Row }
 
 function merge(open: readonly Open[], ended: readonly Ended[]): Array<Open | Ended> {
@@ -88,9 +87,9 @@ function merge(open: readonly Open[], ended: readonly Ended[]): Array<Open | End
   return merged.concat(open.slice(next))
 }
 
-async function openCursor(database: Database, { time, record }: Open): Promise<string> {
+async function openCursor(database: Database, { time, id }: Open): Promise<string> {
   const [row] = await database.all('SELECT max(seq) AS last FROM inferences')
-  return cursorOf({ time, seq: Number(row?.['last'] ?? 0), id: record.id } satisfies OpenPlace)
+  return cursorOf({ time, seq: Number(row?.['last'] ?? 0), id } satisfies OpenPlace)
 }
 
 async function endedCalls(
@@ -128,14 +127,14 @@ async function endedCalls(
   }
 }
 
-/** What lies after a place, ended calls only. */
+/** What lies after a place, ended calls only; those have their ids without the mark that running ones may carry. */
 function beyond(place: Place | OpenPlace | null): Condition[] {
   if (place === null) return []
   const { time, seq } = place
   if (!('id' in place)) return [{ sql: '(time, seq) < (?, ?)', values: [time, seq] }]
   return [
     { sql: 'time <= ?', values: [time] },
-    { sql: 'NOT (time = ? AND seq > ? AND id >= ?)', values: [time, seq, place.id] }
+    { sql: 'NOT (time = ? AND seq > ? AND id >= ?)', values: [time, seq, place.id.split('~', 1)[0] ?? ''] }
   ]
 }
 

@@ -96,7 +96,8 @@ export async function mixed(t: Test, calls: number, concurrency = 64): Promise<v
         const words = Math.floor(random() * 40) + 1
         const usage = kind === 'zero' ? tokens(0, 0) : tokens(Math.floor(random() * 60) + 1, words)
         const silent = kind === 'silent' || kind === 'left'
-        const input = silent ? inference.size.estimate : usage.prompt_tokens
+        // A stream that breaks in the middle has not said yet what it used.
+        const input = silent || (kind === 'broken' && request.stream) ? inference.size.estimate : usage.prompt_tokens
         if (request.stream !== true) {
           await turn()
           Object.assign(mine, {
@@ -178,7 +179,11 @@ export async function mixed(t: Test, calls: number, concurrency = 64): Promise<v
     }
   }
   t.equal(repeated, 0, 'no call is in the ledger twice')
-  t.equal(rows.size, calls, 'every call is in it')
+  const missing = [...expected.keys()].filter(user => !rows.has(user))
+  t.strictSame(missing, [], 'every call that a provider has seen is in it')
+  const unseen = [...rows].filter(([user]) => !expected.has(user)).map(([, row]) => row)
+  t.ok(unseen.length < calls / 20, `${unseen.length} were left before they were sent`)
+  t.ok(unseen.every(row => row.status === 'interrupted' && row.cost === 0))
   const sums = { ledger: 0n, upstream: 0n, input: 0, output: 0, upstreamInput: 0, upstreamOutput: 0 }
   const wrong: unknown[] = []
   for (const [user, row] of rows) {
@@ -205,7 +210,7 @@ export async function mixed(t: Test, calls: number, concurrency = 64): Promise<v
   t.strictSame(verified.differences, [], 'every balance is the sum of its rows')
   const [gateway] = await app.gateway.store!.ledger.balances([{ scope: 'gateway', period: 'total' }])
   t.equal(gateway?.spent, sums.upstream)
-  t.equal(gateway?.requests, calls)
+  t.equal(gateway?.requests, rows.size)
 
   /** Of a stream that was left the provider cannot know how much arrived: at most what it gave, at least all but one piece. */
   function settleDeparture(row: LedgerRecord, attempts: Expected[]): void {
@@ -232,7 +237,7 @@ export async function mixed(t: Test, calls: number, concurrency = 64): Promise<v
  */
 export async function contended(t: Test, calls: number, store: string | false): Promise<void> {
   const random = seeded(11)
-  const limit = 0.02
+  const limit = 0.15
   const options = twoTargets(store, {
     acme: { budget: { usd: limit, period: 'total' }, maxRequestUsd: false, maxOutputTokens: 1_000 }
   })

@@ -28,10 +28,12 @@ function clients(urls: readonly string[], count: number) {
   }
 }
 
-/** Waits until something holds; gives up after ten seconds, and the check that follows says what is wrong. */
-async function until(holds: () => Promise<boolean>): Promise<void> {
-  const end = performance.now() + 10_000
-  while (performance.now() < end && !(await holds().catch(() => false))) await wait(50)
+/** Waits until something holds; false: it did not within ten seconds. */
+async function until(holds: () => Promise<boolean>): Promise<boolean> {
+  for (const end = performance.now() + 10_000; performance.now() < end; await wait(50)) {
+    if (await holds().catch(() => false)) return true
+  }
+  return false
 }
 
 async function readiness(url: string): Promise<{ status: number; checks: Record<string, { ok: boolean }> }> {
@@ -54,8 +56,7 @@ export async function postgresAway(t: Test, milliseconds: number): Promise<void>
   const away = await readiness(server.url)
   t.equal(away.checks['store']?.ok, false, '/ready says so')
   await postgres.start()
-  await until(async () => (await readiness(server.url)).status === 200)
-  t.equal((await readiness(server.url)).status, 200, 'it is ready again')
+  t.ok(await until(async () => (await readiness(server.url)).status === 200), 'it is ready again')
   await wait(200)
   await load.stop()
   t.ok(during > 5, `${during} calls were answered while the database was away`)
@@ -93,8 +94,7 @@ export async function redisAway(t: Test, milliseconds: number): Promise<void> {
   t.ok((load.refusals.get('503 limits_unavailable') ?? 0) > 0, [...load.refusals].join('; '))
   t.equal(load.refusals.size, 1, `nothing else was said: ${[...load.refusals].join('; ')}`)
   await redis.start()
-  await until(answering)
-  t.ok(await answering(), 'after it came back, without its data, calls are let in')
+  t.ok(await until(answering), 'after it came back, without its data, calls are let in')
 
   redis.pause()
   await wait(milliseconds)
@@ -102,14 +102,14 @@ export async function redisAway(t: Test, milliseconds: number): Promise<void> {
   await wait(200)
   t.equal(load.received.length, paused, 'while it does not answer no call is let in, and none hangs')
   redis.resume()
-  await until(answering)
-  t.ok(await answering(), 'after it answers again calls are let in')
+  t.ok(await until(answering), 'after it answers again calls are let in')
 
   const client = new Redis(redis.url)
   await client.flushall()
   client.disconnect()
-  await until(answering)
-  t.ok(await answering(), 'after it lost its data calls are let in')
+  // What was let in before it was emptied is answered by then.
+  await wait(300)
+  t.ok(await until(answering), 'after it lost its data calls are let in')
   await load.stop()
   t.equal(load.refusals.size, 1, `nothing else was ever said: ${[...load.refusals].join('; ')}`)
   await until(async () => (await servers[0]!.rows('acme')).every(({ status }) => status !== 'open'))
@@ -140,7 +140,8 @@ export async function threeProcesses(t: Test, calls: number): Promise<void> {
     })
   )
   const count = (status: number) => answers.filter(answer => answer.status === status).length
-  t.equal(count(200) + count(429), calls, 'each was answered or did not fit')
+  const others = answers.filter(({ status }) => status !== 200 && status !== 429)
+  t.strictSame(others.slice(0, 3), [], 'each was answered or did not fit')
   t.ok(count(200) > 10 && count(429) > 10, `${count(200)} answered, ${count(429)} refused`)
   t.ok(
     answers.every(({ status, text }) => status === 200 || text.includes('insufficient_quota')),

@@ -3,6 +3,7 @@ import { startPostgres } from '../services/index.ts'
 import { accountTests } from './ledger/accounts.ts'
 import { type Kind, postgres, sqlite } from './ledger/books.ts'
 import { foldTests } from './ledger/fold.ts'
+import { pluginTests } from './ledger/plugin.ts'
 import { recoveryTests } from './ledger/recovery.ts'
 
 function conformance(kind: Kind) {
@@ -19,3 +20,5 @@ t.test('on PostgreSQL', async t => {
   const server = await startPostgres(t)
   if (server !== null) await conformance(postgres(server.database))(t)
 })
+
+t.test('in the event loop', async t => pluginTests(t))

@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { accessSync, constants } from 'node:fs'
+import { accessSync, constants, existsSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { delimiter, join } from 'node:path'
 import type { Test } from 'tap'
@@ -74,7 +74,7 @@ export async function startDaemon(t: Test, program: Program): Promise<Daemon> {
   async function stop(): Promise<void> {
     if (child === null) return
     const exited = once(child, 'exit')
-    child.kill('SIGCONT')
+    tellAll(child, 'SIGCONT')
     child.kill(program.signal)
     await exited
   }
@@ -98,8 +98,21 @@ export async function startDaemon(t: Test, program: Program): Promise<Daemon> {
     },
     start,
     stop,
-    pause: () => void child?.kill('SIGSTOP'),
-    resume: () => void child?.kill('SIGCONT')
+    pause: () => child && tellAll(child, 'SIGSTOP'),
+    resume: () => child && tellAll(child, 'SIGCONT')
+  }
+}
+
+/** PostgreSQL has a process for each connection, in a group of its own. */
+function tellAll(child: ChildProcess, signal: 'SIGSTOP' | 'SIGCONT'): void {
+  const children = existsSync('/proc') ? readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8') : ''
+  child.kill(signal)
+  for (const pid of children.split(' ').filter(Boolean)) {
+    try {
+      process.kill(Number(pid), signal)
+    } catch {
+      // It has ended meanwhile.
+    }
   }
 }
 

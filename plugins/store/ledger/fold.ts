@@ -72,7 +72,7 @@ export function createFold({ database, tallies, context, instance, guard }: Fold
   async function reload({ name }: JournalFile): Promise<void> {
     const [row] = await database.all('SELECT folded FROM journals WHERE file = ?', [name])
     // Only who has finished a file deletes its row.
-    if (row === undefined) throw new Conflict(`${name} is finished`)
+    if (row === undefined) throw new Error(`The journal ${name} was finished by another process: no line of it counts.`)
     const rows = await database.all('SELECT id, lines FROM open_calls WHERE instance = ?', [instance])
     const known = new Map<string, OpenCall>()
     for (const row of rows) {

@@ -39,6 +39,8 @@ const lastRetry = 3_000
 const largeBacklog = 32 * 1_048_576
 /** The state is told again when the backlog has changed by this. */
 const backlogStep = 1_048_576
+/** One after another; more of them are no coincidence. */
+const mostConflicts = 10
 const goesOn = 'it is folded as soon as the database is back'
 
 /** Folds journals into the tables of a database, in the thread that has it. */
@@ -51,6 +53,7 @@ export function createLedger(database: Database, context: LedgerContext): StoreL
   let barrier: Promise<void> | null = null
   let timer: NodeJS.Timeout | null = null
   let failures = 0
+  let conflicts = 0
   let reason: string | null = null
   let toldBacklog = 0
   let retaining: Promise<number> | null = null
@@ -121,10 +124,11 @@ export function createLedger(database: Database, context: LedgerContext): StoreL
   /** Folds the next lines; false: there are none. After a conflict it goes on from what the database says. */
   async function step({ fold, files }: Journal): Promise<boolean> {
     try {
-      if (await fold.step()) return true
-      return await nextFile(fold, files)
+      const more = (await fold.step()) || (await nextFile(fold, files))
+      conflicts = 0
+      return more
     } catch (error) {
-      if (!(error instanceof Conflict)) throw error
+      if (!(error instanceof Conflict) || ++conflicts > mostConflicts) throw error
       context.log.warn({ reason: error.message }, 'the ledger reads again what others have done')
       await register()
       return true
