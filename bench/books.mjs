@@ -171,11 +171,12 @@ function call(i, end) {
   const one = random.next()
   const two = random.next()
   const three = random.next()
-  const tenant = Math.floor(tenants ** one) - 1
+  const rare = i % 200_000 === 0
+  const tenant = rare ? 0 : Math.floor(tenants ** one) - 1
   const model = Math.floor((models + 1) ** two) - 1
   const input = 200 + Math.floor(three * 4_000)
   const output = 20 + Math.floor(two * three * 900)
-  const status = i % 50_000 === 0 ? 'interrupted' : i % 100 === 0 ? 'failed' : 'settled'
+  const status = rare ? 'interrupted' : i % 100 === 0 ? 'failed' : 'settled'
   return {
     time: Math.floor(end - span + (span / rows) * i),
     tenant: names.tenants[tenant],

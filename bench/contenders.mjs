@@ -34,7 +34,7 @@ export async function launch(contender, upstream, scratch) {
     pid: child.pid,
     url: `${origin}/v1/chat/completions`,
     headers: headersFor(contender, upstream),
-    stop: () => stop(child)
+    stop: limit => stop(child, limit)
   }
 }
 

@@ -2,9 +2,11 @@
 // governs a call on.
 import { existsSync, globSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { PluginOptions } from '../schemas/plugin-options.ts'
 
 const root = join(import.meta.dirname, '..')
 const key = 'gw_bench_0123456789abcdef0123456789abcdef'
+export const adminToken = 'bench-admin-token-0123456789'
 const plenty = 1_000_000_000
 
 /** dist/server.js, or server.ts where there is no build or an old one. */
@@ -18,36 +20,46 @@ export const server = (() => {
 /** Absent until there is a gateway to start. */
 export const available = existsSync(server)
 
+/** What answers stays on; everything else can be switched off. */
+const transports = ['chatCompletions', 'proxy', 'models', 'health']
+const withoutPlugins = Object.fromEntries(
+  Object.keys(PluginOptions.properties)
+    .filter(name => !transports.includes(name))
+    .map(name => [name, false])
+)
+
 const off = {
   name: 'gateway',
   title: 'gateway',
   ready: '/health',
   checked: true,
-  start: options => start(options, { log: { level: 'silent' }, plugins: withoutPlugins }),
+  start: options => start(options, { log: { level: 'silent' }, store: false, plugins: withoutPlugins }),
   headers: () => ({})
 }
 
-const withoutPlugins = Object.fromEntries(
-  [
-    'helmet',
-    'sensible',
-    'rateLimit',
-    'auth',
-    'budgets',
-    'ledger',
-    'cache',
-    'structuredOutput',
-    'opa',
-    'otel',
-    'metrics',
-    'events',
-    'signing',
-    'insights',
-    'realtime'
-  ].map(name => [name, false])
-)
+/** Keys, tenants with limits and budgets, prices, a ledger on SQLite, metrics, events, logs to a file. */
+function governing(directory) {
+  return {
+    log: { level: 'info', destination: join(directory, 'gateway.log') },
+    store: `sqlite:${join(directory, 'gateway.db')}`,
+    budget: { dailyLimitUsd: plenty / 1_000 },
+    plugins: {
+      rateLimit: { max: plenty, timeWindow: '60s' },
+      auth: { anonymousTenant: false, adminToken },
+      tenants: true,
+      limits: true,
+      pricing: true,
+      idempotency: true,
+      admin: true,
+      budgets: { unpriced: 'deny' },
+      ledger: { durability: 'process' },
+      structuredOutput: true,
+      metrics: true,
+      events: true
+    }
+  }
+}
 
-/** Keys, a tenant with limits and a budget, prices, ledger on SQLite, metrics, traces, events, logs to a file. */
 const on = {
   name: 'governed',
   title: 'gateway, governed',
@@ -55,8 +67,7 @@ const on = {
   checked: true,
   start: options =>
     start(options, {
-      log: { level: 'info', destination: join(options.directory, 'gateway.log') },
-      store: `sqlite:${join(options.directory, 'gateway.db')}`,
+      ...governing(options.directory),
       tenants: {
         bench: {
           keys: [key],
@@ -68,19 +79,27 @@ const on = {
           tokensPerMinute: plenty * 1_000,
           concurrency: 100_000
         }
-      },
-      budget: { dailyLimitUsd: plenty / 1_000 },
-      plugins: {
-        rateLimit: { max: plenty, timeWindow: '60s' },
-        auth: { anonymousTenant: false, adminToken: 'bench-admin-token-0123456789' },
-        budgets: { unpriced: 'deny' },
-        ledger: { durability: 'process' },
-        structuredOutput: true,
-        metrics: true,
-        events: true
       }
     }),
   headers: () => ({ authorization: `Bearer ${key}` })
+}
+
+/**
+ * The governed gateway with its database in `home`, which outlives the process. Its tenants and keys are made over HTTP:
+ * `secret` is the key that it is called with once there is one.
+ */
+export function settled(name, title, home) {
+  return {
+    name,
+    title,
+    ready: '/ready',
+    database: join(home, 'gateway.db'),
+    secret: '',
+    start: options => start(options, governing(home)),
+    headers() {
+      return { authorization: `Bearer ${this.secret}` }
+    }
+  }
 }
 
 export const gateways = [off, on]

@@ -3,7 +3,7 @@ import { readFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Pool } from 'undici'
 
-const kinds = { rate, streams, saturate }
+const kinds = { rate, streams, saturate, spread }
 const [kind, options] = process.argv.slice(2)
 const job = JSON.parse(options)
 const body = readFileSync(job.bodyFile)
@@ -12,7 +12,7 @@ console.log(`RESULT ${JSON.stringify(await kinds[kind](job))}`)
 process.exit(0)
 
 /** One call. Resolves with its times; `ok` only when the answer was 200 and exactly as long as it has to be. */
-function call(pool, length, onFirstByte) {
+function call(pool, length, onFirstByte, headers = job.headers) {
   return new Promise(resolve => {
     const started = performance.now()
     let status = 0
@@ -24,7 +24,7 @@ function call(pool, length, onFirstByte) {
       resolve({ ok, fault, total: performance.now() - started, first: first - started })
     }
     pool.dispatch(
-      { method: 'POST', path: pathname, headers: job.headers, body },
+      { method: 'POST', path: pathname, headers, body },
       {
         onRequestStart() {},
         onResponseStart(_controller, statusCode) {
@@ -98,6 +98,27 @@ async function streams({ streams, repeat, length }) {
           if (++open === streams) console.log('OPEN')
         })
         open--
+        if (answer.ok) continue
+        failed++
+        fault = answer.fault
+      }
+    })
+  )
+  return { failed, fault }
+}
+
+/** `total` calls, `connections` at a time, with the keys of `keysFile` in turn. */
+async function spread({ keysFile, total, connections, length }) {
+  const keys = JSON.parse(readFileSync(keysFile, 'utf8'))
+  const pool = new Pool(origin, { connections })
+  let begun = 0
+  let failed = 0
+  let fault
+  await Promise.all(
+    Array.from({ length: connections }, async () => {
+      while (begun < total) {
+        const authorization = `Bearer ${keys[begun++ % keys.length]}`
+        const answer = await call(pool, length, undefined, { ...job.headers, authorization })
         if (answer.ok) continue
         failed++
         fault = answer.fault

@@ -89,6 +89,18 @@ export async function memory(target, one, { scratch, streams }) {
   return { idle, open }
 }
 
+/** Resident memory in MB, at rest and after `total` calls with the keys of `keysFile` in turn. */
+export async function memoryOfKeys(target, one, { scratch, keysFile, total }) {
+  if (!accounted) return { idle: Number.NaN, used: Number.NaN }
+  await sleep(500)
+  const idle = resident(target.pid) / 1e6
+  const job = { keysFile, total, connections: 64, length: one.answer.length, seconds: 60 }
+  const { failed, fault } = await runLoad('spread', target, one, scratch, job)
+  if (failed > 0) throw new Error(`${failed} of ${total} calls failed: ${fault}`)
+  await sleep(1_000)
+  return { idle, used: resident(target.pid) / 1e6 }
+}
+
 async function runLoad(kind, target, one, scratch, more) {
   const job = { ...jobOf(target, one, scratch), ...more }
   return resultOf(await run('load', node, [loader, kind, JSON.stringify(job)], ((more.seconds ?? 0) + 25) * 1_000))

@@ -95,10 +95,11 @@ export async function run(role, command, args, limit, options) {
   return child.output
 }
 
-export async function stop(child) {
+/** Ends a process; killed when it takes more than `limit` ms. */
+export async function stop(child, limit = 1_500) {
   if (!running.has(child)) return
   child.kill('SIGTERM')
-  const timer = setTimeout(() => child.kill('SIGKILL'), 1_500)
+  const timer = setTimeout(() => child.kill('SIGKILL'), limit)
   await child.ended
   clearTimeout(timer)
 }

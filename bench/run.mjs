@@ -5,21 +5,23 @@ import { cpus, loadavg, tmpdir } from 'node:os'
 import { join, relative } from 'node:path'
 import { parseArgs } from 'node:util'
 import { direct, contenders as everybody, launch, missing, relay, startUp } from './contenders.mjs'
-import { server } from './gateway.mjs'
+import { available, server } from './gateway.mjs'
 import { atRate, memory, perChunk, saturate, wrk } from './measure.mjs'
 import { nginx } from './nginx.mjs'
 import { cases, paced } from './payloads.mjs'
 import { probe } from './probe.mjs'
-import { cores, freePort, node, ready, start, stopAll, which } from './processes.mjs'
+import { cores, freePort, node, ready, run, start, stopAll, which } from './processes.mjs'
+import { allRows, leastRows, scale } from './scale.mjs'
 import { measure, median, print } from './table.mjs'
 
-const kinds = ['json', 'sse', 'latency', 'chunks', 'memory', 'start']
+const kinds = ['json', 'sse', 'latency', 'chunks', 'memory', 'start', 'ledger', 'scale']
 const quickKinds = ['json', 'sse', 'latency', 'chunks']
 const usage = `node bench/run.mjs [options]
 
-  --quick          about a minute: fewer and shorter rounds, no JSON 10 KB, no memory, no start-up
+  --quick          about a minute: fewer and shorter rounds, no JSON 10 KB, memory, start-up, ledger, scale
   --rounds N       rounds of the throughput rows (7; 2 with --quick)
   --only A,B       of ${kinds.join(', ')}
+  --rows N         rows of the ledger in scale (${allRows}, at least ${leastRows})
   --no-portkey     without Portkey's gateway
   --relays         only the variants of the relay, beside each other
   --no-nginx       the Node upstream, even where there is nginx
@@ -37,7 +39,7 @@ for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => p
 setTimeout(() => {
   console.error('The bench took too long and was ended.')
   process.exit(1)
-}, 15 * 60_000).unref()
+}, 25 * 60_000).unref()
 
 const upstreams = await startUpstreams()
 const who = flags.relays ? relays() : everybody(flags)
@@ -47,6 +49,8 @@ for (const contender of who.filter(({ checked }) => checked)) {
   lacking.set(contender, await missing(contender, scratch).catch(() => []))
 }
 const measures = []
+// What has a table of its own: other contenders, and targets instead of ratios.
+const second = { measures: [], contenders: [], notes: [] }
 const begun = performance.now()
 const others = loadavg()[0]
 
@@ -59,14 +63,17 @@ if (!flags.relays) {
   if (flags.only.has('chunks')) await chunks(100, 10)
   if (flags.only.has('memory')) await openStreams(1_000)
   if (flags.only.has('start')) await startUps()
+  if (flags.only.has('ledger') && available) await books()
+  if (flags.only.has('scale') && available) await growth()
 }
 report()
-process.exit(measures.some(one => one.failures.size > 0) ? 1 : 0)
+process.exit([...measures, ...second.measures].some(one => one.failures.size > 0) ? 1 : 0)
 
 function readFlags() {
   const options = {
     quick: { type: 'boolean', default: false },
     rounds: { type: 'string' },
+    rows: { type: 'string' },
     only: { type: 'string' },
     portkey: { type: 'boolean', default: true },
     relays: { type: 'boolean', default: false },
@@ -85,7 +92,9 @@ function readFlags() {
     if (unknown !== undefined) throw new Error(`--only knows ${kinds.join(', ')}, not ${unknown}`)
     const rounds = Number(values.rounds ?? (values.quick ? 2 : 7))
     if (!Number.isInteger(rounds) || rounds < 1) throw new Error('--rounds takes a whole number from 1')
-    return { ...values, only, rounds }
+    const rows = Number(values.rows ?? allRows)
+    if (!Number.isInteger(rows) || rows < leastRows) throw new Error(`--rows takes a whole number from ${leastRows}`)
+    return { ...values, only, rounds, rows }
   } catch (error) {
     console.error(`${error.message}\n${usage}`)
     process.exit(2)
@@ -193,10 +202,12 @@ async function throughput(one) {
 async function added(one, upstream, rows) {
   const targets = await lineUp(one, upstream, rows)
   const straight = direct(upstream)
-  const options = { scratch, rate: 500, seconds: flags.quick ? 1 : 2, warm: 0.25 }
+  // The load is a new process each time, and its own first second is the compiler's.
+  const options = { scratch, rate: 500, seconds: flags.quick ? 1 : 4, warm: flags.quick ? 0.25 : 1 }
   let own
   const everyone = [straight, ...targets]
-  await alternate(everyone, rows, 1, target => atRate(target, one, { ...options, seconds: 1, warm: 0 }))
+  // Compiler and collector of a contender settle at the rate that is then measured, or its p99 is theirs.
+  await alternate(everyone, rows, 1, target => atRate(target, one, { ...options, warm: 0 }))
   await alternate(everyone, rows, flags.quick ? 1 : Math.min(3, flags.rounds), async target => {
     const result = await atRate(target, one, options)
     if (target === straight) own = result
@@ -269,6 +280,35 @@ async function startUps() {
   })
 }
 
+/** What the ledger takes of the event loop; ledger.mjs says how. */
+async function books() {
+  progress('ledger')
+  const kept = { name: 'ledger', title: 'kernel with ledger' }
+  const row = measure("the ledger's event-loop time per request, µs", 2, { single: true })
+  second.contenders.push(kept)
+  second.measures.push(row)
+  try {
+    const output = await run('contender', node, [join(import.meta.dirname, 'ledger.mjs')], 120_000)
+    const [, text] = /the ledger adds\s+(-?[\d.]+) µs/.exec(output) ?? []
+    if (text === undefined) throw new Error(`ledger.mjs said nothing: ${output.slice(-200)}`)
+    row.add(kept.name, Number(text))
+    row.note(kept.name, `target below 3: ${Number(text) < 3 ? 'met' : 'MISSED'}`)
+  } catch (error) {
+    row.fail(kept.name, error)
+  }
+}
+
+async function growth() {
+  const one = cases.find(({ name }) => name === 'json-10k')
+  const { quick, rows } = flags
+  const label = what => progress(`scale: ${what}`)
+  const result = await scale({ scratch, upstream: upstreams.fixed(one), one, quick, rows, progress: label })
+  // The empty database is what the others are compared with.
+  second.contenders.unshift(...result.contenders)
+  second.measures.push(...result.measures)
+  second.notes.push(...result.notes)
+}
+
 function progress(what) {
   if (process.stderr.isTTY)
     process.stderr.write(`\r\x1b[K${Math.round((performance.now() - begun) / 1_000)} s: ${what} …`)
@@ -295,5 +335,8 @@ function report() {
     console.log(`${contender.title}: ${relative(process.cwd(), server)}${without}.`)
   }
   const other = who.find(({ name }) => name === 'portkey')
-  console.log(`\n${print(measures, who, base, other)}\n`)
+  if (measures.length > 0) console.log(`\n${print(measures, who, base, other)}\n`)
+  if (second.measures.length === 0) return
+  for (const note of second.notes) console.log(note)
+  console.log(`\n${print(second.measures, second.contenders, second.contenders[0])}\n`)
 }

@@ -7,15 +7,17 @@ export function median(values) {
 }
 
 /**
- * One measure of several contenders. `add` takes a value of a round; a contender that failed keeps its reason.
+ * One measure of several contenders. `add` takes a value of a round; a contender that failed keeps its reason. With
+ * `single` it is one contender's, and no ratio is taken.
  */
-export function measure(title, digits = 0) {
+export function measure(title, digits = 0, { single = false } = {}) {
   const rounds = new Map()
   const failures = new Map()
   const notes = new Map()
   return {
     title,
     digits,
+    single,
     rounds,
     failures,
     notes,
@@ -69,7 +71,7 @@ function lines(one, contenders, base, other) {
     const values = one.rounds.get(name)
     row[2] = number(median(values), one.digits)
     row[3] = `${number(Math.min(...values), one.digits)} to ${number(Math.max(...values), one.digits)}`
-    row[4] = ratio(one, name, first.name)
+    row[4] = one.single ? '' : ratio(one, name, first.name)
     if (other) row[5] = ratio(one, name, other.name)
     row[width - 1] = one.notes.get(name) ?? ''
     return row

@@ -84,7 +84,10 @@ export interface Store {
     closed?(instance: string): Promise<boolean>
     /** Starts a new file; the old one is deleted when it is folded. */
     rotate(): Promise<{ path: string }>
-    /** Rows, running ones included. `after` is the `next` of the page before. */
+    /**
+     * Rows, running ones included. `after` is the `next` of the page before. A page may be short, even empty, while `next`
+     * is not null: a search for what hardly any row has ends after a while and goes on with the next page.
+     */
     records(filter: RecordFilter, page: { after?: string; limit: number }): Promise<Rows<LedgerRecord>>
     /** All rows, in pieces of up to 1,000; the database is read as fast as they are taken. */
     export(filter: RecordFilter): AsyncIterable<LedgerRecord[]>

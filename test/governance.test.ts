@@ -202,7 +202,7 @@ t.test('a request that is likely to cost more than one may is refused', async t 
 
 t.test('a model without a known price is refused, and let in where that is allowed', async t => {
   const models = { test: { targets: [{ provider: 'up', model: 'upstream-model' }] } }
-  const strict = await governed(t, {}, { models })
+  const strict = await governed(t, {}, { models, plugins: { budgets: { unpriced: 'deny' } } })
   t.match(await fault(strict.client('key-of-acme').chat.completions.create(hello)), {
     status: 403,
     code: 'model_unpriced'

@@ -6,7 +6,7 @@ import { startUpstream } from './upstream.ts'
 
 /**
  * A host with nothing but the gateway, built as server.ts builds it; closed after the test. Unless told otherwise it stores
- * nothing and does not limit addresses.
+ * nothing, does not limit addresses and asks for no prices.
  */
 export async function build(t: Test, options: ModelGatewayOptions = {}): Promise<FastifyInstance> {
   const app = Fastify(serverOptions({ bodyLimit: 10 * 1024 * 1024, trustProxy: false }))
@@ -14,7 +14,7 @@ export async function build(t: Test, options: ModelGatewayOptions = {}): Promise
   const { settings } = readConfig({
     store: false,
     ...options,
-    plugins: { rateLimit: false, ...options.plugins }
+    plugins: { rateLimit: false, budgets: { unpriced: 'allow' }, ...options.plugins }
   })
   await app.register(modelGateway, { standalone: { settings, log: app.log, adminTokenGenerated: false } })
   return app

@@ -82,7 +82,7 @@ t.test('a slow reader of a host with large write buffers gets the whole stream',
   upstream.script(flood(24_000_000))
   const host = Fastify({ http: { highWaterMark: 1_048_576 } })
   t.teardown(() => host.close())
-  await host.register(modelGateway, towards(upstream))
+  await host.register(modelGateway, towards(upstream, { store: false }))
   const { port } = new URL(await host.listen({ port: 0, host: '127.0.0.1' }))
   const body = JSON.stringify({ ...hello, stream: true })
   const socket = connect(Number(port), '127.0.0.1')

@@ -426,6 +426,7 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
       })
     },
     settle(hold, cost) {
+      if (hold.amount === 0 && cost === 0) return
       for (const account of accountsOf(hold)) {
         account.held -= hold.amount
         account.unfolded += cost

@@ -28,9 +28,9 @@ interface Plan {
 const largestPage = 1_000
 /** A search that an index answers only in part looks at so many rows at once, then at twice as many, … */
 const firstSlice = 2_000
-const largestSlice = 20_000
+const largestSlice = 10_000
 /** … and ends after so many milliseconds with what it has: the next page goes on where it stopped. */
-const longestSearch = 25
+const longestSearch = 20
 
 const usageColumns = `usage_source, input, cache_read, cache_write_5m, cache_write_1h, audio_input, output, reasoning,
   audio_output`
@@ -100,8 +100,9 @@ async function endedCalls(
   wanted: number
 ): Promise<{ rows: Row[]; stopped: Place | null }> {
   if (filter.status === 'open') return { rows: [], stopped: null }
-  const { index, found, rest } = planFor(filter, database.kind)
-  const from = database.kind === 'sqlite' ? `FROM inferences INDEXED BY ${index}` : 'FROM inferences'
+  const plan = await shortest(database, plansFor(filter, database.kind), [...range, ...beyond(place)])
+  const { found, rest } = plan
+  const from = fromOf(plan, database.kind)
   const order = 'ORDER BY time DESC, seq DESC'
   const select = (what: string, conditions: readonly Condition[], tail: string, values: readonly Value[]) =>
     database.all(`SELECT ${what} ${from} ${where(conditions)} ${order} ${tail}`, [
@@ -127,6 +128,27 @@ async function endedCalls(
   }
 }
 
+/** Of several indexes the one that leads to the fewest rows, counted up to a slice. */
+async function shortest(database: Database, plans: readonly Plan[], range: readonly Condition[]): Promise<Plan> {
+  let best: { plan: Plan; count: number } | null = null
+  for (const plan of plans) {
+    if (plans.length === 1 || plan.rest.length === 0) return plan
+    const conditions = [...plan.found, ...range]
+    const inner = `SELECT 1 AS one ${fromOf(plan, database.kind)} ${where(conditions)} LIMIT ${largestSlice}`
+    const values = conditions.flatMap(condition => condition.values)
+    const [row] = await database.all(`SELECT count(*) AS count FROM (${inner}) AS counted`, values)
+    const count = Number(row?.['count'])
+    if (best === null || count < best.count) best = { plan, count }
+  }
+  if (best === null) throw new Error('There is no plan.')
+  return best.plan
+}
+
+/** PostgreSQL chooses by itself, from what it is asked for. */
+function fromOf({ index }: Plan, kind: Database['kind']): string {
+  return kind === 'sqlite' ? `FROM inferences INDEXED BY ${index}` : 'FROM inferences'
+}
+
 /** What lies after a place, ended calls only; those have their ids without the mark that running ones may carry. */
 function beyond(place: Place | OpenPlace | null): Condition[] {
   if (place === null) return []
@@ -139,31 +161,32 @@ function beyond(place: Place | OpenPlace | null): Condition[] {
 }
 
 /**
- * The index that finds the fewest rows in their order. An index on what is not settled is only used for a status that
+ * The indexes that may find the fewest rows in their order. One on what is not settled is only used for a status that
  * stands in the statement itself, so it does; it is one of four words.
  */
-function planFor({ tenant, key, model, status }: RecordFilter, kind: Database['kind']): Plan {
+function plansFor({ tenant, key, model, status }: RecordFilter, kind: Database['kind']): Plan[] {
   const is = {
     tenant: tenant === undefined ? null : { sql: 'tenant = ?', values: [tenant] },
     key: key === undefined ? null : { sql: 'key = ?', values: [key] },
     model: model === undefined ? null : modelIs(model, kind),
     status: status === undefined ? null : { sql: statusIs(status), values: [] }
   }
-  const rare = status === 'failed' || status === 'interrupted'
-  let names: Array<keyof typeof is>
-  if (is.key) names = ['key']
-  else if (is.tenant && is.model) names = ['tenant', 'model']
-  else if (is.tenant) names = ['tenant']
-  else if (is.model && !rare) names = ['model']
-  else names = []
-  const parts = rare ? [...names, 'unsettled'] : names
-  const used = rare ? [...names, 'status' as const] : names
-  const conditions = Object.entries(is).map(([name, condition]) => ({ name, condition }))
-  const pick = (inside: boolean) =>
-    conditions.flatMap(({ name, condition }) =>
-      condition !== null && used.some(one => one === name) === inside ? [condition] : []
-    )
-  return { index: `inferences_${parts.join('_') || 'time'}`, found: pick(true), rest: pick(false) }
+  const unsettled = status === 'failed' || status === 'interrupted'
+  const plan = (...names: Array<keyof typeof is>): Plan => {
+    const parts = names.map(name => (name === 'status' ? 'unsettled' : name))
+    const pick = (inside: boolean) =>
+      Object.entries(is).flatMap(([name, condition]) =>
+        condition !== null && names.some(used => used === name) === inside ? [condition] : []
+      )
+    return { index: `inferences_${parts.join('_') || 'time'}`, found: pick(true), rest: pick(false) }
+  }
+  const rare = unsettled ? (['status'] as const) : []
+  const plans: Plan[] = []
+  if (is.key) plans.push(plan('key', ...rare))
+  if (is.tenant) plans.push(is.model ? plan('tenant', 'model', ...rare) : plan('tenant', ...rare))
+  else if (is.model) plans.push(plan('model'))
+  if (plans.length === 0 || (unsettled && !is.key && !is.tenant)) plans.push(plan(...rare))
+  return plans
 }
 
 /** PostgreSQL's index holds the beginning of a name only. */

@@ -62,6 +62,8 @@ export async function openSession({ config, shared, lockWait }: SessionOptions):
   function lost(which: pg.Client): void {
     if (client !== which) return
     client = null
+    // Until it has the lock again, nobody may write.
+    change({ ok: false, reason: 'its connection was lost' })
     check()
   }
 

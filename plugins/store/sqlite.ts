@@ -87,10 +87,24 @@ export function openSqlite({ url, lockWait }: SqliteOptions): Driver {
     }
   }
 
+  function mark(): void {
+    writer.run("INSERT OR REPLACE INTO settings (name, value) VALUES ('store.written', ?)", [String(Date.now())])
+  }
+
   /** Whether it can be written again. */
   function check(): void {
-    writer.run("INSERT OR REPLACE INTO settings (name, value) VALUES ('store.written', ?)", [String(Date.now())])
+    mark()
     change({ ok: true, reason: null })
+  }
+
+  /** A commit with FULL brings the whole log to the disk; a checkpoint does not while a snapshot is in its way. */
+  function flush(): void {
+    writer.exec('PRAGMA synchronous = FULL')
+    try {
+      mark()
+    } finally {
+      writer.exec('PRAGMA synchronous = NORMAL')
+    }
   }
 
   async function transaction<T>(work: (database: Database) => Promise<T>): Promise<T> {
@@ -149,7 +163,7 @@ export function openSqlite({ url, lockWait }: SqliteOptions): Driver {
         ? slices(() => exclusive(() => writer.all(sql, values, false)), size)
         : pieces(snapshot, sql, values, size),
     script: sql => exclusive(() => writer.exec(sql)),
-    flush: () => exclusive(() => writer.exec('PRAGMA wal_checkpoint(PASSIVE)')).catch(failing),
+    flush: () => exclusive(flush).catch(failing),
     onState(listener) {
       tell = listener
     },

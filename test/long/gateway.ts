@@ -15,8 +15,10 @@ export interface Memory {
 const upstream = process.argv[2]!
 const app = Fastify(serverOptions({ bodyLimit: 10 * 1024 * 1024, trustProxy: false }))
 await app.register(modelGateway, {
+  store: false,
   providers: { up: { type: 'openai-compatible', baseUrl: upstream } },
-  models: { test: { targets: [{ provider: 'up', model: 'upstream-model' }] } }
+  models: { test: { targets: [{ provider: 'up', model: 'upstream-model', price: { input: 0, output: 0 } }] } },
+  plugins: { rateLimit: false }
 })
 const url = await app.listen({ host: '127.0.0.1', port: 0 })
 

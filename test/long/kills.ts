@@ -42,6 +42,8 @@ export interface Killable {
   budget?: number
   /** Of the echo, in milliseconds. */
   delay?: number
+  /** Milliseconds. */
+  redisTimeout?: number
   plugins?: object
 }
 
@@ -60,7 +62,12 @@ export async function killable(t: Test, more: Killable = {}) {
       providers: { echo: { type: 'echo', words: 12, delay: more.delay ?? 2, interval: '1ms' } },
       models: { test: { targets: [{ provider: 'echo', model: 'm', price }] } },
       tenants: { acme: { keys: [key], budget: { usd: more.budget ?? 1_000 }, maxRequestUsd: false } },
-      plugins: { auth: { adminToken }, rateLimit: false, shared: { lease: '2s' }, ...more.plugins }
+      plugins: {
+        auth: { adminToken },
+        rateLimit: false,
+        shared: { lease: '2s', timeout: more.redisTimeout ?? 50 },
+        ...more.plugins
+      }
     })
   )
   const url = `http://127.0.0.1:${port}`

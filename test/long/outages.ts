@@ -122,7 +122,14 @@ export async function threeProcesses(t: Test, calls: number): Promise<void> {
   const postgres = redis && (await startPostgres(t))
   if (redis === null || postgres === null) return
   const directory = await scratch(t)
-  const options = { store: await postgres.database(), redis: redis.url, directory, budget: 0.05, delay: 5 }
+  const options = {
+    store: await postgres.database(),
+    redis: redis.url,
+    directory,
+    budget: 0.05,
+    delay: 5,
+    redisTimeout: 2_000
+  }
   const servers = [await killable(t, options), await killable(t, options), await killable(t, options)]
   await until(async () => (await readiness(servers[2]!.url)).status === 200)
   const answers = await Promise.all(
@@ -165,7 +172,7 @@ export async function deadProcess(t: Test): Promise<void> {
   const postgres = redis && (await startPostgres(t))
   if (redis === null || postgres === null) return
   const directory = await scratch(t)
-  const options = { store: await postgres.database(), redis: redis.url, directory, delay: 400 }
+  const options = { store: await postgres.database(), redis: redis.url, directory, delay: 400, redisTimeout: 2_000 }
   const [one, two, three] = [
     await killable(t, options),
     await killable(t, options),

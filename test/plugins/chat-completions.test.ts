@@ -23,11 +23,14 @@ import {
 const path = '/v1/chat/completions'
 const streamed = { ...hello, stream: true }
 
-/** A scripted upstream and a gateway in front of it that is only injected into. */
+/** A scripted upstream and a gateway in front of it that is only injected into. No tenant's cap is put on what goes up. */
 async function injected(t: Test, options: ModelGatewayOptions = {}) {
   const upstream = await startUpstream()
   t.teardown(() => upstream.close())
-  const app = await build(t, towards(upstream, options))
+  const app = await build(
+    t,
+    towards(upstream, { ...options, plugins: { tenants: false, budgets: false, ...options.plugins } })
+  )
   const post = (payload: unknown, headers: Record<string, string> = {}) =>
     app.inject({
       method: 'POST',

@@ -250,7 +250,7 @@ const bodies: Array<[string, string]> = [
 t.test('unknown paths of a server of our own', async t => {
   const app = Fastify(serverOptions({ bodyLimit: 10 * MiB, trustProxy: false }))
   t.teardown(() => app.close())
-  await app.register(modelGateway, { providers: { echo: { type: 'echo' } } })
+  await app.register(modelGateway, { store: false, providers: { echo: { type: 'echo' } } })
   app.gateway.http.catchAll(app)
   const url = await app.listen({ host: '127.0.0.1', port: 0 })
   for (const [type, body] of bodies) {
@@ -304,7 +304,7 @@ t.test('a query does not keep a path from being found', async t => {
 t.test('below a prefix', async t => {
   const host = Fastify()
   t.teardown(() => host.close())
-  await host.register(modelGateway, { prefix: '/llm', providers: { echo: { type: 'echo' } } })
+  await host.register(modelGateway, { prefix: '/llm', store: false, providers: { echo: { type: 'echo' } } })
 
   await t.test('unknown paths are ours', async t => {
     const answer = await host.inject('/llm/nope')
@@ -350,7 +350,7 @@ async function logged(t: Test, options: (url: string) => ModelGatewayOptions = u
     logger: { level: 'trace', stream }
   })
   t.teardown(() => app.close())
-  await app.register(modelGateway, options(upstream.url))
+  await app.register(modelGateway, { store: false, ...options(upstream.url) })
   app.setNotFoundHandler((request, reply) => app.gateway.http.notFound(request, reply))
   return { upstream, app, lines }
 }

@@ -1,24 +1,9 @@
-import t, { type Test } from 'tap'
-import { startPostgres } from '../services/index.ts'
-import { accountTests } from './ledger/accounts.ts'
-import { type Kind, postgres, sqlite } from './ledger/books.ts'
-import { foldTests } from './ledger/fold.ts'
+import t from 'tap'
+import { kills } from './ledger/kills.ts'
 import { pluginTests } from './ledger/plugin.ts'
-import { recoveryTests } from './ledger/recovery.ts'
 
-function conformance(kind: Kind) {
-  return async (t: Test) => {
-    t.test('fold', async t => foldTests(t, kind))
-    t.test('accounts', async t => accountTests(t, kind))
-    t.test('recovery', async t => recoveryTests(t, kind))
-  }
-}
+// The worker's side, on both databases: ledger/database.test.ts. A hundred kills: test/long.
 
-t.test('on SQLite', conformance(sqlite))
+pluginTests(t)
 
-t.test('on PostgreSQL', async t => {
-  const server = await startPostgres(t)
-  if (server !== null) await conformance(postgres(server.database))(t)
-})
-
-t.test('in the event loop', async t => pluginTests(t))
+t.test('a process that is killed loses no call that its caller saw end', async t => kills(t, 10))

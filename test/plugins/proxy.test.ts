@@ -8,6 +8,7 @@ async function injected(t: Test) {
   const target = (model: string) => ({ targets: [{ provider: 'up', model }] })
   const app = await build(t, {
     ...towards(upstream),
+    plugins: { tenants: false, budgets: false },
     models: {
       plain: target('m-plain'),
       'vendor/model': target('m-slash'),

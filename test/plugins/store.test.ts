@@ -1,7 +1,12 @@
 import { mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { Worker } from 'node:worker_threads'
 import t, { type Test } from 'tap'
+import { openPostgres } from '../../plugins/store/postgres.ts'
+import { callTo } from '../../plugins/store/rpc.ts'
+import { openSqlite } from '../../plugins/store/sqlite.ts'
+import { databaseConformance } from '../conformance/database.ts'
 import { refusal, second, start, storeConformance } from '../conformance/store.ts'
 import { audit, backOf, tenant } from '../conformance/store-rows.ts'
 import { freePort, startPostgres } from '../services/index.ts'
@@ -12,9 +17,27 @@ function folder(t: Test): string {
   return path
 }
 
+t.test('a worker that dies rejects who waits for it', async t => {
+  const worker = new Worker("require('node:worker_threads').parentPort.on('message', () => process.exit())", {
+    eval: true
+  })
+  const remote = callTo<{ ask(): void }, Record<string, never>>(worker, () => {})
+  worker.on('exit', () => remote.fail('its worker has ended'))
+  const gone = { code: 'GATEWAY_STORE_UNAVAILABLE', message: /its worker has ended/ }
+  await t.rejects(remote.call('ask'), gone)
+  await t.rejects(remote.call('ask'), gone)
+})
+
 t.test('on SQLite', async t => {
   const fresh = async (t: Test) => `sqlite:${join(folder(t), 'new folder', 'gateway.db')}`
-  storeConformance(t, async t => fresh(t))
+  storeConformance(t, fresh)
+  t.test('the driver', async t =>
+    databaseConformance(t, async t => {
+      const driver = openSqlite({ url: await fresh(t), lockWait: 0 })
+      t.teardown(() => driver.close())
+      return driver
+    })
+  )
 
   t.test('a database in memory works, and two of them are two', async t => {
     const one = await start(t, { url: 'sqlite::memory:' })
@@ -39,6 +62,22 @@ t.test('on SQLite', async t => {
     t.match((await second(t, { url }).said())['refused'], 'is in use by')
   })
 
+  t.test('a database that another program blocks is away, and comes back by itself', async t => {
+    const url = await fresh(t)
+    const { app, store } = await start(t, { url })
+    const back = await backOf(url)
+    await back.run('BEGIN IMMEDIATE')
+    const refused = { code: 'GATEWAY_STORE_UNAVAILABLE', message: /database is locked/ }
+    await t.rejects(store.tenants.insert(tenant('acme'), audit('tenant.create', 'acme')), refused)
+    t.match((await app.gateway.readiness()).checks['store'], { ok: false, reason: /database is locked/ })
+    t.ok(await store.ledger.records({}, { limit: 1 }), 'it can still be read')
+    const returned = new Promise<void>(resolve => store.onState(({ ok }) => ok && resolve()))
+    await back.run('ROLLBACK')
+    await back.close()
+    await returned
+    t.equal(await store.tenants.insert(tenant('acme'), audit('tenant.create', 'acme')), true)
+  })
+
   t.test('what cannot be a database stops the start with one line', async t => {
     const path = folder(t)
     writeFileSync(join(path, 'text.db'), 'this is no database at all '.repeat(100))
@@ -56,6 +95,13 @@ t.test('on PostgreSQL', async t => {
   const server = await startPostgres(t)
   if (server === null) return
   storeConformance(t, () => server.database())
+  t.test('the driver', async t =>
+    databaseConformance(t, async t => {
+      const driver = await openPostgres({ url: await server.database(), shared: false, lockWait: 0 })
+      t.teardown(() => driver.close())
+      return driver
+    })
+  )
 
   t.test('with Redis several processes share it, and start at the same moment', async t => {
     const url = await server.database()

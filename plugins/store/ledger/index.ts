@@ -1,5 +1,4 @@
 import { randomBytes } from 'node:crypto'
-import { StoreUnavailable } from '../../../schemas/errors.ts'
 import type { Balance } from '../../../schemas/ledger.ts'
 import type { Store, StoreState } from '../../../schemas/store.ts'
 import { type Database, isGone } from '../database.ts'
@@ -13,7 +12,10 @@ import { statementsFor, textIn } from './statements.ts'
 import { createTallies } from './tally.ts'
 import { verify } from './verification.ts'
 
-/** The worker's side of `Store['ledger']`; `records` and `export` are elsewhere. */
+/**
+ * The worker's side of `Store['ledger']`; `records` and `export` are elsewhere. Rejects with what `isGone` recognises while
+ * the database cannot be reached.
+ */
 export interface StoreLedger
   extends Pick<
     Store['ledger'],
@@ -34,7 +36,7 @@ interface Journal {
 }
 
 const firstRetry = 100
-const lastRetry = 3_000
+const lastRetry = 500
 /** More of a backlog than this is folded with shorter rests. */
 const largeBacklog = 32 * 1_048_576
 /** The state is told again when the backlog has changed by this. */
@@ -167,7 +169,7 @@ export function createLedger(database: Database, context: LedgerContext): StoreL
     } catch (error) {
       failed(error)
       schedule(firstRetry)
-      throw unavailable(error)
+      throw error
     }
   }
 
@@ -224,7 +226,8 @@ export function createLedger(database: Database, context: LedgerContext): StoreL
 
   function tell(changed: boolean): void {
     const size = backlog()
-    if (!changed && Math.abs(size - toldBacklog) < backlogStep) return
+    const near = Math.abs(size - toldBacklog) < backlogStep && (size > 0 || toldBacklog === 0)
+    if (!changed && near) return
     toldBacklog = size
     const state: StoreState = { ok: reason === null, reason, backlog: size }
     context.state(state)
@@ -233,11 +236,7 @@ export function createLedger(database: Database, context: LedgerContext): StoreL
   /** Reads and changes that rest on everything being folded. */
   async function afterFold<T>(work: () => Promise<T>): Promise<T> {
     await folded()
-    try {
-      return await work()
-    } catch (error) {
-      throw unavailable(error)
-    }
+    return work()
   }
 
   async function changed(work: () => Promise<Balance>): Promise<Balance> {
@@ -296,7 +295,7 @@ export function createLedger(database: Database, context: LedgerContext): StoreL
       retaining ??= retire(database, before).finally(() => {
         retaining = null
       })
-      return retaining.catch(error => Promise.reject(unavailable(error)))
+      return retaining
     },
     verify: () => afterFold(() => verify(database)),
     close
@@ -309,8 +308,4 @@ function firstStart({ files }: Journal): number {
 
 function reasonOf(error: unknown): string {
   return error instanceof Error ? error.message : 'it failed'
-}
-
-function unavailable(error: unknown): unknown {
-  return isGone(error) ? new StoreUnavailable(reasonOf(error), { cause: error }) : error
 }

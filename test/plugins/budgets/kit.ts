@@ -81,6 +81,7 @@ export async function kit(t: Pick<Test, 'teardown'>, options: KitOptions = {}): 
   const tenants = new Map<string, Tenant>()
   await app.register(gatewayPlugin)
   await app.register(routing, {
+    random: () => 0,
     models: {
       test: { targets: [{ provider: 'up', model: 'm' }] },
       dear: {

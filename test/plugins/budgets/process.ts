@@ -4,6 +4,7 @@ import { inputBound, kit } from './kit.ts'
 // One of several processes: budgets on a real Redis, told by its parent what to do.
 
 const [, , url = '', prefix = '', lease = '3000'] = process.argv
+const tell = (message: object | string) => void process.send?.(message)
 const { ask, state, budget, app } = await kit(
   { teardown() {} },
   { shared: { url, prefix, timeout: 2_000, lease: Number(lease) } }
@@ -11,15 +12,15 @@ const { ask, state, budget, app } = await kit(
 budget('acme', 100_000)
 
 process.on('message', async (order: { calls?: number; hold?: boolean; state?: boolean; end?: boolean }) => {
-  if (order.calls !== undefined) process.send?.(await spend(order.calls))
+  if (order.calls !== undefined) tell(await spend(order.calls))
   if (order.hold) {
     void ask({ gate: new Promise(() => {}), output: 983 }).catch(() => {})
-    process.send?.('held')
+    tell('held')
   }
-  if (order.state) process.send?.(await state('tenant:acme'))
+  if (order.state) tell(await state('tenant:acme'))
   if (order.end) {
     await app.close()
-    process.disconnect()
+    process.disconnect?.()
   }
 })
 // An empty Redis is taken for one that has lost its data: until everybody has had time to say what they hold.
@@ -29,7 +30,7 @@ for (;;) {
   if (done !== null) break
   await new Promise(resolve => setTimeout(resolve, 50))
 }
-process.send?.('ready')
+tell('ready')
 
 async function spend(calls: number): Promise<{ spent: number; refused: number; other: number }> {
   const result = { spent: 0, refused: 0, other: 0 }
