@@ -1,7 +1,4 @@
-import { mkdtempSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { join } from 'node:path'
-import type { FastifyInstance } from 'fastify'
+import Fastify, { type FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import admin from './plugins/admin/index.ts'
 import auth from './plugins/auth/index.ts'
@@ -28,6 +25,7 @@ import echo from './providers/echo.ts'
 import openaiCompatible from './providers/openai-compatible/index.ts'
 import { type Config, readConfig, type Settings } from './schemas/config.ts'
 import type { Log } from './schemas/gateway.ts'
+import type { Verification } from './schemas/store.ts'
 
 /** The configuration of docs/configuration.md, and where the gateway goes in its host. */
 export type ModelGatewayOptions = Config & {
@@ -92,15 +90,38 @@ async function gatewayApp(app: FastifyInstance, settings: Settings, standalone?:
 
 /** Where this process writes its journal, and how it tells that another one is dead. */
 function journalOf({ store, redis, plugins }: Settings) {
-  const file = store === false ? '' : store.replace(/^sqlite:/, '')
-  const directory =
-    file === ':memory:'
-      ? mkdtempSync(join(tmpdir(), 'gateway-journal-'))
-      : file === store
-        ? './data/journal'
-        : `${file}.journal`
   const shared = redis !== undefined && plugins.shared !== false
-  return { directory, shared, lease: plugins.shared ? plugins.shared.lease : 10_000 }
+  return { directory: journalDirectory(store), shared, lease: plugins.shared ? plugins.shared.lease : 10_000 }
+}
+
+/** Beside a SQLite file; undefined, a temporary one, for a database in memory. */
+function journalDirectory(store: string | false): string | undefined {
+  if (store === false || !store.startsWith('sqlite:')) return './data/journal'
+  return store === 'sqlite::memory:' ? undefined : `${store.slice('sqlite:'.length)}.journal`
+}
+
+/**
+ * Compares every balance of the configured database with its ledger. What a killed gateway has left is taken over first.
+ * @throws Error with one line for the operator: there is no database, or another gateway uses it
+ */
+export async function verifyBooks(settings: Settings, log: Log): Promise<Verification> {
+  const { store: url, plugins } = settings
+  if (url === false) throw new Error('There is no database: store is false.')
+  const app = Fastify({ logger: false })
+  try {
+    await app.register(gateway, { log })
+    await app.register(routing)
+    const journal = journalOf(settings)
+    await app.register(store, { url, shared: journal.shared })
+    const books = app.gateway.store?.ledger
+    if (books === undefined) throw new Error('The store has not started.')
+    const named = plugins.ledger ? plugins.ledger.journal : undefined
+    const directory = named ?? journal.directory ?? './data/journal'
+    await books.open({ directory, lease: journal.lease, exclusive: !journal.shared })
+    return await books.verify()
+  } finally {
+    await app.close()
+  }
 }
 
 /**

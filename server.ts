@@ -7,15 +7,17 @@ import { parseArgs } from 'node:util'
 import closeWithGrace from 'close-with-grace'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { destination, type Logger, pino } from 'pino'
-import modelGateway, { ConfigError, readConfig, serverOptions } from './app.ts'
+import modelGateway, { ConfigError, readConfig, serverOptions, verifyBooks } from './app.ts'
 import type { Settings } from './schemas/config.ts'
 import { isLoopback } from './schemas/loopback.ts'
+import { usdText } from './schemas/money.ts'
 
 const help = `fastify-model-gateway: one OpenAI-compatible gateway between applications and model providers
 
   npm start                        start with ./gateway.yaml, or without any configuration
   npm start -- --config FILE       start with this file (YAML or JSON); GATEWAY_CONFIG does the same
   npm start -- --check             check the configuration, say every fault, and exit
+  npm start -- --verify            compare every balance with the ledger, and exit; on SQLite stop the gateway first
   npm start -- --help              this text
 
 Environment: see .env.example. Configuration: see gateway.example.yaml and docs/configuration.md.
@@ -41,6 +43,7 @@ async function main(): Promise<void> {
   loadEnvironment()
   const file = flags.config ?? (process.env['GATEWAY_CONFIG'] || undefined)
   const { settings, notes } = readConfig(await readFile(file), process.env)
+  if (flags.verify) return verify(settings)
   refuseOpenDoor(settings)
   if (flags.check) {
     for (const note of notes) process.stdout.write(`note: ${note}\n`)
@@ -55,6 +58,7 @@ function readFlags() {
     const options = {
       config: { type: 'string' },
       check: { type: 'boolean' },
+      verify: { type: 'boolean' },
       help: { type: 'boolean', short: 'h' }
     } as const
     return parseArgs({ options, strict: true }).values
@@ -103,6 +107,22 @@ function refuseOpenDoor({ server, plugins, tenants }: Settings): void {
     `server.host is ${server.host}, which other machines can reach, and nobody has a key. Set ADMIN_TOKEN, or ` +
       'tenants.<name>.keys, or plugins.auth.anonymousTenant to the tenant that everybody may spend for.'
   )
+}
+
+/** Says what differs; exits with 1 if anything does. */
+async function verify(settings: Settings): Promise<void> {
+  const log = pino({ level: 'warn' }, destination({ dest: 2, sync: true }))
+  const { rows, balances, differences } = await verifyBooks(settings, log).catch(error => {
+    throw new StartError(`The books cannot be verified: ${error instanceof Error ? error.message : error}`)
+  })
+  for (const { scope, period, balance, ledger } of differences) {
+    process.stdout.write(
+      `${scope} ${period}: the balance is $${usdText(balance)}, the ledger says $${usdText(ledger)}\n`
+    )
+  }
+  const verdict = differences.length === 0 ? 'The books are right' : `${differences.length} balances differ`
+  process.stdout.write(`${verdict}: ${balances} balances, ${rows} rows.\n`)
+  if (differences.length > 0) process.exitCode = 1
 }
 
 async function start(settings: Settings, notes: string[]): Promise<void> {

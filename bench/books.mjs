@@ -94,7 +94,8 @@ function fillKeys() {
       expiresAt: null,
       createdAt,
       revokedAt: null,
-      rotatedTo: null
+      rotatedTo: null,
+      account: null
     }),
     last_used_at: null
   }))

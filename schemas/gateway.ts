@@ -108,6 +108,8 @@ export interface Outcome {
 
 /** Money held for a call. It ends with the call: the plugin that took it listens to the end. */
 export interface Hold {
+  /** What it was taken for: a first attempt at another request holds anew. */
+  readonly request: ChatRequest
   /** Holds as much again for a further attempt. @throws what refuses it */
   extend(target: Target): void | Promise<void>
   /** What the call is charged to besides the totals: `[["tenant:acme","day:2026-11-21"],…]`, JSON. */

@@ -70,6 +70,8 @@ export interface ApiKey extends Limits {
   readonly revokedAt: number | null
   /** The key that replaced this one. */
   readonly rotatedTo: string | null
+  /** The first key of the line that this one was rotated out of: budget and limits are counted under it. Null: its own. */
+  readonly account: string | null
 }
 
 /** The tenants of this gateway. Those in use stay in memory, the others are read when somebody names them. */

@@ -184,6 +184,18 @@ t.test('a key is rotated with an overlap, and revoked at once', async t => {
   t.notMatch(JSON.stringify(body), new RegExp(`${old.key}|${fresh.key}`), 'no key is ever shown again')
 })
 
+t.test('a key with a budget of its own keeps it through a rotation, and the books agree', async t => {
+  const { client, admin, app } = await governed(t)
+  const old = (await admin('POST', '/api/tenants/acme/keys', { budget_usd: 0.0107 })).body
+  await client(old.key).chat.completions.create(hello)
+  const fresh = (await admin('POST', `/api/tenants/acme/keys/${old.id}/rotate`, {})).body
+  for (const { key } of [old, fresh]) {
+    t.match(await fault(client(key).chat.completions.create(hello)), { code: 'insufficient_quota' })
+  }
+  const verified = await app.gateway.store!.ledger.verify()
+  t.strictSame(verified.differences, [])
+})
+
 t.test('the cap of the tenant on output goes upstream, and is what a hold counts with', async t => {
   const { client, upstream } = await governed(t, { maxOutputTokens: 77 })
   await client('key-of-acme').chat.completions.create({ ...hello, max_tokens: 5_000 })

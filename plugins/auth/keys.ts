@@ -102,7 +102,8 @@ export function createIssuedKeys({ shared }: Gateway, store: Store, options: Iss
       if (hasEnded(before, time)) throw new InvalidRequest(`The key ${id} has ended: make a new one.`)
       const end = Math.min(before.expiresAt ?? Number.POSITIVE_INFINITY, time + Math.max(0, overlap))
       const changed: ApiKey = { ...before, rotatedTo: next, expiresAt: end }
-      const made: ApiKey = { ...rightsOf(before), ...born(next, tenant, secret) }
+      const account = before.account ?? before.id
+      const made: ApiKey = { ...rightsOf(before), ...born(next, tenant, secret), account }
       const done = await store.keys.update([changed, made], audit(actor, 'key.rotate', before, changed), before)
       return { done, changed, made }
     })
@@ -148,7 +149,8 @@ export function createIssuedKeys({ shared }: Gateway, store: Store, options: Iss
       createdAt: now(),
       lastUsedAt: null,
       revokedAt: null,
-      rotatedTo: null
+      rotatedTo: null,
+      account: null
     }
   }
 

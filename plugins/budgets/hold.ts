@@ -1,3 +1,4 @@
+import type { ChatRequest } from '../../schemas/chat.ts'
 import type { Hold, Inference, Target } from '../../schemas/gateway.ts'
 import type { Account } from './account.ts'
 
@@ -32,6 +33,7 @@ export class BudgetHold implements Hold {
   /** Granted without Redis. */
   degraded = false
   readonly inference: Inference
+  readonly request: ChatRequest
   #engine: Engine
   #bounds: Bounds
 
@@ -46,6 +48,7 @@ export class BudgetHold implements Hold {
     this.#engine = engine
     this.#bounds = bounds
     this.inference = inference
+    this.request = inference.request
     this.key = key
     this.tenant = tenant
     this.gateway = gateway
@@ -94,16 +97,21 @@ export class BudgetHold implements Hold {
     const { key, tenant, gateway } = this
     const first = key ?? tenant ?? gateway
     if (first === null) return '[]'
+    // The ledger charges the totals of the key that was shown, not of the one whose budget it has.
+    if (key !== null && key.id !== this.inference.principal.key) return JSON.stringify(this.#charged(key))
     if (first.charges === null || first.chargedTenant !== tenant || first.chargedGateway !== gateway) {
       first.chargedTenant = tenant
       first.chargedGateway = gateway
-      first.charges = JSON.stringify(
-        accountsOf(this)
-          .filter(({ period }) => period !== 'total')
-          .map(({ scope, periodKey }) => [scope, periodKey])
-      )
+      first.charges = JSON.stringify(this.#charged(null))
     }
     return first.charges
+  }
+
+  /** Without the totals that the ledger knows of by itself. */
+  #charged(foreign: Account | null): Array<[scope: string, period: string]> {
+    return accountsOf(this)
+      .filter(account => account.period !== 'total' || account === foreign)
+      .map(({ scope, periodKey }) => [scope, periodKey])
   }
 }
 

@@ -8,7 +8,7 @@ import {
   ModelUnpriced,
   RequestCostExceeded
 } from '../../schemas/errors.ts'
-import type { Inference, Outcome, Target } from '../../schemas/gateway.ts'
+import type { Inference, Outcome, Principal, Target } from '../../schemas/gateway.ts'
 import { mostNano, nanoOf, usdOf, usdText } from '../../schemas/money.ts'
 import { endOf, periodKey, startOf } from '../../schemas/periods.ts'
 import type { Pricing } from '../../schemas/pricing.ts'
@@ -106,7 +106,7 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
     const { principal } = inference
     const time = clock()
     const budget = principal.apiKey?.budget ?? null
-    const key = budget === null ? null : books.account('key', principal.key ?? principal.apiKey!.id, budget, time)
+    const key = budget === null ? null : books.account('key', accountOfKey(principal), budget, time)
     const ofTenant = tenant === undefined ? null : books.account('tenant', tenant.id, tenant.budget, time)
     const ofAll = wholeBudget === null ? null : books.account('gateway', '', wholeBudget, time)
     const loading = key?.loading ?? ofTenant?.loading ?? ofAll?.loading ?? null
@@ -318,6 +318,11 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
     if (wholeBudget !== null) await books.account('gateway', '', wholeBudget, clock()).loading
   })
   app.addHook('onClose', async () => redis?.close())
+}
+
+/** A key that was rotated spends on what its predecessor had. */
+function accountOfKey({ key, apiKey }: Principal): string {
+  return apiKey?.account ?? key ?? ''
 }
 
 function pricingOf(pricing: Pricing | undefined): Pricing {

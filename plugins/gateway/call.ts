@@ -219,7 +219,8 @@ export class Call implements Inference, Linked<Call> {
   /** Writes a provider call down before it is sent; what `open` throws refuses it. */
   open(target: Target): Entry | Promise<Entry> {
     const number = this.expenses.length + 1
-    const held = number > 1 ? this.hold?.extend(target) : undefined
+    const { hold } = this
+    const held = hold !== null && (number > 1 || hold.request !== this.#request) ? hold.extend(target) : undefined
     return held instanceof Promise ? held.then(() => this.#enter(target, number)) : this.#enter(target, number)
   }
 

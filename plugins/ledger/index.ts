@@ -1,3 +1,6 @@
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import { isGatewayError, LedgerUnavailable } from '../../schemas/errors.ts'
@@ -18,8 +21,8 @@ export interface LedgerOptions {
   retention: number
   /** Where the journal is written, before `directory`. */
   journal?: string
-  /** Where the journal is written: a folder on a disk that stays. */
-  directory: string
+  /** Where the journal is written: a folder on a disk that stays. Absent: one that goes with the process, as a database in memory does. */
+  directory?: string
   /** Other processes write into the same database; without it whatever they left behind is theirs no more. */
   shared: boolean
   /** Milliseconds after which a silent process counts as dead. */
@@ -48,7 +51,7 @@ async function ledger(app: FastifyInstance, options: LedgerOptions): Promise<voi
   const recents = createRecents()
   const refused = new Map<string, number>()
   const { path } = await store.ledger.open({
-    directory: options.journal ?? options.directory,
+    directory: options.journal ?? options.directory ?? temporary(app),
     lease: options.lease,
     exclusive: !options.shared
   })
@@ -355,6 +358,12 @@ async function within(patience: number, work: Promise<void>): Promise<void> {
   } finally {
     clearTimeout(timer)
   }
+}
+
+function temporary(app: FastifyInstance): string {
+  const directory = mkdtempSync(join(tmpdir(), 'gateway-journal-'))
+  app.addHook('onClose', async () => rmSync(directory, { recursive: true, force: true }))
+  return directory
 }
 
 export default fp(ledger, { fastify: '5.x', name: 'ledger', dependencies: ['gateway', 'store', 'routing'] })

@@ -30,7 +30,7 @@ async function limits(app: FastifyInstance, options: LimitsOptions): Promise<voi
     const demand: Demand = {
       tenant,
       tenantLimits,
-      key: apiKey?.id ?? '',
+      key: apiKey?.account ?? apiKey?.id ?? '',
       keyLimits,
       tokens: tokensOf(inference, tenantLimits, keyLimits)
     }

@@ -24,6 +24,7 @@ export function apiKey(id: string, tenant: string, over: Partial<ApiKey> = {}): 
     lastUsedAt: null,
     revokedAt: null,
     rotatedTo: null,
+    account: null,
     ...over
   }
 }

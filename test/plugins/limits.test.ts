@@ -349,7 +349,7 @@ t.test('limits of a key count beside those of its tenant', async t => {
       expiresAt: null,
       createdAt: 0
     },
-    ...{ lastUsedAt: null, revokedAt: null, rotatedTo: null },
+    ...{ lastUsedAt: null, revokedAt: null, rotatedTo: null, account: null },
     ...{ requestsPerMinute: 1, tokensPerMinute: null, concurrency: null }
   }
   const keyed = (): Caller => ({

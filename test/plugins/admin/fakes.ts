@@ -67,6 +67,7 @@ export function key(id: string, own: Partial<ApiKey> = {}): ApiKey {
     lastUsedAt: null,
     revokedAt: null,
     rotatedTo: null,
+    account: null,
     ...own
   }
 }

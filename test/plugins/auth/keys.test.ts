@@ -56,7 +56,8 @@ t.test('a key has an id, 256 random bits and a checksum; only its hash is stored
     createdAt: clock.time,
     lastUsedAt: null,
     revokedAt: null,
-    rotatedTo: null
+    rotatedTo: null,
+    account: null
   } satisfies ApiKey)
   const stored = [...store.rows.keys.values()].join()
   t.match(stored, key.hash)

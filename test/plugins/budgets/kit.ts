@@ -195,6 +195,7 @@ export function apiKey(id: string, tenant: string, budget: BudgetLimit | null): 
     lastUsedAt: null,
     revokedAt: null,
     rotatedTo: null,
+    account: null,
     requestsPerMinute: null,
     tokensPerMinute: null,
     concurrency: null

@@ -163,7 +163,11 @@ t.test('a hold', async t => {
       routing: twoTargets
     })
     app.gateway.intercept('budget', (inference, next) => {
-      inference.hold = { charges: '[]', extend: async target => void order.push(`hold ${target.provider.name}`) }
+      inference.hold = {
+        request: inference.request,
+        charges: '[]',
+        extend: async target => void order.push(`hold ${target.provider.name}`)
+      }
       return next(inference)
     })
     app.gateway.accountWith({ open: ({ target }) => void order.push(`line ${target.provider.name}`) })
@@ -172,12 +176,29 @@ t.test('a hold', async t => {
     t.strictSame(order, ['line one', 'hold two', 'line two'])
   })
 
+  t.test('is extended for the first one too, where a layer has replaced the request meanwhile', async t => {
+    const order: string[] = []
+    const { app } = await priced(t)
+    app.gateway.intercept('budget', (inference, next) => {
+      inference.hold = { request: inference.request, charges: '[]', extend: () => void order.push('extended') }
+      return next(inference)
+    })
+    app.gateway.intercept('shape', (inference, next) => {
+      inference.request = { ...inference.request, max_tokens: 100_000 }
+      return next(inference)
+    })
+    await app.ready()
+    await app.gateway.complete(ask, app.gateway.caller())
+    t.strictSame(order, ['extended'])
+  })
+
   t.test('that is not extended ends the call with the error of the provider before', async t => {
     const fault = new UpstreamError('broken')
     const two = scripted('two')
     const { app, ended } = await priced(t, { providers: [scripted('one', fails(fault)), two], routing: twoTargets })
     app.gateway.intercept('budget', (inference, next) => {
       const hold: Hold = {
+        request: inference.request,
         charges: '[]',
         extend() {
           throw new UpstreamRateLimited()
@@ -200,7 +221,7 @@ t.test('a hold', async t => {
       routing: twoTargets
     })
     app.gateway.intercept('budget', (inference, next) => {
-      inference.hold = { charges: '[]', extend: () => promise }
+      inference.hold = { request: inference.request, charges: '[]', extend: () => promise }
       return next(inference)
     })
     app.gateway.accountWith({ open: ({ number }) => void lines.push(number) })
