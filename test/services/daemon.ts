@@ -73,6 +73,7 @@ export async function startDaemon(t: Test, program: Program): Promise<Daemon> {
 
   async function stop(): Promise<void> {
     if (child === null) return
+    child.ref()
     const exited = once(child, 'exit')
     tellAll(child, 'SIGCONT')
     child.kill(program.signal)
@@ -130,5 +131,21 @@ async function launch({ command, args, ready, user }: Program, port: number): Pr
   child.once('error', reject)
   child.once('exit', () => reject(new Error(`${command} ended: ${said}`)))
   await promise
+  // A test that has nothing left to do but us is over.
+  for (const handle of [child, child.stdout, child.stderr]) if ('unref' in handle) (handle as { unref(): void }).unref()
+  guard(child)
   return child
+}
+
+/** A test that is killed tears nothing down: another process sees its pipe close, and ends the program. */
+function guard(child: ChildProcess): void {
+  const watch = spawn('sh', ['-c', `cat; kill -KILL ${child.pid}`], {
+    stdio: ['pipe', 'ignore', 'ignore'],
+    detached: true
+  })
+  watch.on('error', () => {})
+  watch.unref()
+  const { stdin } = watch
+  if ('unref' in stdin) (stdin as { unref(): void }).unref()
+  child.once('exit', () => watch.kill('SIGKILL'))
 }
