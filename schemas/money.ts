@@ -21,9 +21,11 @@ export function usdOf(nano: number | bigint): number {
 /** USD of nano-USD as a plain decimal text, without an exponent: `0.00045`. */
 export function usdText(nano: number | bigint): string {
   const digits = String(nano < 0 ? -nano : nano).padStart(10, '0')
-  const whole = digits.slice(0, -9)
-  const rest = digits.slice(-9).replace(/0+$/, '')
-  return `${nano < 0 ? '-' : ''}${whole}${rest === '' ? '' : `.${rest}`}`
+  const point = digits.length - 9
+  let end = digits.length
+  while (end > point && digits[end - 1] === '0') end--
+  const whole = digits.slice(0, point)
+  return `${nano < 0 ? '-' : ''}${whole}${end === point ? '' : `.${digits.slice(point, end)}`}`
 }
 
 /** Shifts the decimal point of a written number and rounds half up. */

@@ -145,8 +145,9 @@ export class Call implements Inference, Linked<Call> {
   }
 
   get usage(): Usage {
-    if (this.#answer !== null && !this.#answer.stream) return usageOf(this.#answer.body.usage)
-    return usageOf(this.#reported?.usage)
+    const answer = this.#answer
+    if (answer === null || answer.stream) return usageOf(this.#reported?.usage)
+    return usageOf(answer.usage === undefined ? answer.body.usage : answer.usage)
   }
 
   get outcome(): Outcome | null {

@@ -89,11 +89,13 @@ function tokensOf(inference: Inference, one: Limits | null, other: Limits | null
 }
 
 /** All tokens of all provider calls, cached ones too; null where nobody counted them. */
-function usedBy(outcome: Outcome, { expenses, usage }: Inference): number | null {
+function usedBy(outcome: Outcome, inference: Inference): number | null {
+  const { expenses } = inference
   if (expenses.length === 0) return 0
   let tokens = 0
   for (const expense of expenses) {
     if (!expense.metered) {
+      const { usage } = inference
       // Without books only the last report is known; an answer without one took what it was expected to take.
       if (usage.source === 'reported') return inputOf(usage) + outputOf(usage)
       return outcome.status === 'failed' ? 0 : null

@@ -9,7 +9,7 @@ import type { WorkerOptions } from './worker.ts'
 /** Rows of an export that travel at once: reading them holds up the event loop for about a millisecond. */
 const exportPiece = 250
 /** Milliseconds between two words that the journal has grown: the worker rests longer than that between folds. */
-const grownInterval = 10
+const grownInterval = 40
 /** Milliseconds that a worker gets for what it is doing when the gateway closes. */
 const closeTimeout = 30_000
 

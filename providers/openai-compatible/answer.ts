@@ -11,6 +11,8 @@ const usageKey = /"usage"\s*:\s*/g
 const longestTail = 65_536
 /** A bracket, or a whole string. */
 const structural = /[{}[\]]|"(?:[^"\\]|\\.)*"/g
+/** Bytes of a body that is parsed as fast as it is searched. */
+const cheapToParse = 512
 const openBrace = 123
 const closeBrace = 125
 
@@ -50,6 +52,7 @@ export function wholeAnswer(reply: Reply, redact: Redact): Answer {
  * would be escaped.
  */
 function usageFound(raw: Buffer, parsed: () => ChatCompletion): CompletionUsage | null {
+  if (raw.length < cheapToParse) return usageIn(parsed())
   const text = raw.toString('latin1')
   usageKey.lastIndex = 0
   if (!usageKey.test(text)) return null

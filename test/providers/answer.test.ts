@@ -56,9 +56,13 @@ t.test('usage is read without the body, and from the body once somebody has it',
 })
 
 t.test(
-  'usage in a body that is no JSON is taken where it stands whole, and is an error of the provider otherwise',
+  'usage in a long body that is no JSON is taken where it stands whole, and is an error of the provider otherwise',
   async t => {
-    t.strictSame(answered(`{"choices":[oops],"usage":${JSON.stringify(usage)}}`).usage, usage)
+    const long = ' '.repeat(600)
+    t.strictSame(answered(`{"choices":[oops],${long}"usage":${JSON.stringify(usage)}}`).usage, usage)
+    t.throws(() => answered(`{"choices":[oops],"usage":${JSON.stringify(usage)}}`).usage, {
+      code: 'GATEWAY_UPSTREAM_ERROR'
+    })
     t.throws(() => answered('{"usage":{"prompt_tokens":1,}}').usage, { code: 'GATEWAY_UPSTREAM_ERROR' })
     t.throws(() => answered('{"usage":{"prompt_tokens":1}').usage, { code: 'GATEWAY_UPSTREAM_ERROR' })
   }
@@ -90,7 +94,8 @@ t.test('usage agrees with parsing on 20,000 random bodies', async t => {
       ...object(3),
       ...(random() < 0.7 && { usage: random() < 0.9 ? { ...usage, more: value(2) } : value(2) })
     }
-    const body = JSON.stringify({ ...fields, error: undefined }, null, pick([0, 0, 1]))
+    // Long enough to be searched, most of them: shorter bodies are parsed.
+    const body = JSON.stringify({ ...fields, error: undefined }, null, pick([0, 0, 1])).padEnd(pick([0, 600, 600]))
     const found = answered(body).usage
     if (JSON.stringify(found) === JSON.stringify(reference(body))) continue
     t.strictSame(found, reference(body), body)

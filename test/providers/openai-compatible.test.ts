@@ -26,7 +26,7 @@ async function front(t: Test, own: Own = {}, script?: Script) {
   if (script) server.script(script)
   const up = { type: 'openai-compatible', baseUrl: server.url, ...own } as ProviderOptions
   if (own.baseUrl) Object.assign(up, { baseUrl: `http://127.0.0.1:${server.port}${own.baseUrl}` })
-  const app = await build(t, towards(server, { providers: { up } }))
+  const app = await build(t, towards(server, { providers: { up }, plugins: { tenants: false, budgets: false } }))
   const url = await app.listen({ host: '127.0.0.1', port: 0 })
   const post = (body: object | string = {}, headers: Record<string, string> = {}) =>
     fetch(`${url}/v1/chat/completions`, {

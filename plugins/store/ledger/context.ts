@@ -21,7 +21,7 @@ export interface Pace {
   readonly least: number
 }
 
-export const gentle: Pace = { rest: 4, least: 50 }
+export const gentle: Pace = { rest: 19, least: 50 }
 /** Where the database is another machine's work. */
 export const eager: Pace = { rest: 0, least: 0 }
 

@@ -37,8 +37,8 @@ interface Journal {
 
 const firstRetry = 100
 const lastRetry = 500
-/** More of a backlog than this is folded with shorter rests. */
-const largeBacklog = 32 * 1_048_576
+/** More of a backlog than this is folded with shorter rests, so that the disk is not filled. */
+const largeBacklog = 256 * 1_048_576
 /** The state is told again when the backlog has changed by this. */
 const backlogStep = 1_048_576
 /** One after another; more of them are no coincidence. */
@@ -191,7 +191,7 @@ export function createLedger(database: Database, context: LedgerContext): StoreL
       const more = await step(journal)
       succeeded()
       const took = performance.now() - before
-      const rest = backlog() > largeBacklog ? Math.min(1, pace.rest) : pace.rest
+      const rest = backlog() > largeBacklog ? Math.min(3, pace.rest) : pace.rest
       if (more) schedule(Math.max(pace.least, took * rest))
     } catch (error) {
       failed(error)
