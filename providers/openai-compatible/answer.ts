@@ -6,7 +6,7 @@ import { type EventReader, eventReader } from '../sse.ts'
 import { type Reads, type Reply, type VendorError, vendorFault } from '../upstream.ts'
 
 const errorKey = /"error"\s*:\s*[^n\s]|"object"\s*:\s*"error"/
-const usageKey = /"usage"\s*:\s*/g
+const usageKey = /(?<=[{,\s])"usage"\s*:\s*/g
 /** The most bytes from the usage to the end of a body that are searched for brackets; nearly everybody puts it last. */
 const longestTail = 65_536
 /** A bracket, or a whole string. */
