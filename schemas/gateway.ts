@@ -125,6 +125,8 @@ export interface Admission {
 /** What a stream or an answer has used so far: reported, else estimated from what was delivered. */
 export interface Meter {
   usage(): Usage
+  /** The answer is complete, and what it used has not been said yet. */
+  readonly awaitsUsage: boolean
 }
 
 /** One provider call as the books see it. The kernel makes it before anything is sent, and ends it exactly once. */

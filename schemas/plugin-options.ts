@@ -79,8 +79,11 @@ export const PluginOptions = closed({
   tenants: toggle(closed({ createOnDemand: preset(Flag, false) }), true),
   /** Requests and tokens per minute and calls at once, per key and tenant. */
   limits: toggle(Nothing, true),
-  /** `table`: look up models without a price of their own in the built-in table. */
-  pricing: toggle(closed({ table: preset(Flag, true) }), true),
+  /**
+   * `table`: look up models without a price of their own in the built-in table. `extras`: what becomes of requests for what
+   * costs more than its tokens, such as `service_tier: priority` or `web_search_options`.
+   */
+  pricing: toggle(closed({ table: preset(Flag, true), extras: preset(oneOf('deny', 'allow'), 'deny') }), true),
   /** `Idempotency-Key`: how long an answer is kept, and how large it may be. */
   idempotency: toggle(closed({ ttl: preset(Timeout, '24h'), maxAnswer: preset(Size, '4mb') }), true),
   /** /api/tenants, /api/stats, /budget and what else is the administrator's. */

@@ -60,8 +60,8 @@ export function usageOf(reported: CompletionUsage | null | undefined): Usage {
   if (typeof reported?.prompt_tokens !== 'number' && typeof reported?.completion_tokens !== 'number') return noUsage
   const input = reported.prompt_tokens_details
   const output = reported.completion_tokens_details
-  const cacheRead = count(input?.cached_tokens)
-  const cacheWrite5m = count(input?.cache_write_tokens)
+  const cacheRead = count(input?.cached_tokens ?? reported['cache_read_input_tokens'])
+  const { cacheWrite5m, cacheWrite1h } = writesOf(reported)
   const audioInput = count(input?.audio_tokens)
   const audioOutput = count(output?.audio_tokens)
   let reasoning = count(output?.reasoning_tokens)
@@ -72,20 +72,20 @@ export function usageOf(reported: CompletionUsage | null | undefined): Usage {
   if (beside > 0) {
     if (typeof reported.prompt_tokens !== 'number') prompt += beside
     else if (typeof reported.completion_tokens !== 'number' || beside === reasoning) completion += beside
-    else if (beside === cacheRead + cacheWrite5m) prompt += beside
+    else if (beside === cacheRead + cacheWrite5m + cacheWrite1h) prompt += beside
     else {
       completion += beside
       reasoning += beside
       mismatch = true
     }
   }
-  const plainInput = prompt - cacheRead - cacheWrite5m - audioInput
+  const plainInput = prompt - cacheRead - cacheWrite5m - cacheWrite1h - audioInput
   const plainOutput = completion - reasoning - audioOutput
   return {
     input: Math.max(0, plainInput),
     cacheRead,
     cacheWrite5m,
-    cacheWrite1h: 0,
+    cacheWrite1h,
     audioInput,
     output: Math.max(0, plainOutput),
     reasoning,
@@ -94,6 +94,18 @@ export function usageOf(reported: CompletionUsage | null | undefined): Usage {
     charge: chargeOf(reported),
     mismatch: mismatch || plainInput < 0 || plainOutput < 0
   }
+}
+
+/** Tokens written to a cache: OpenAI's own name, and those under which proxies before Claude pass its counts on. */
+function writesOf(reported: CompletionUsage): { cacheWrite5m: number; cacheWrite1h: number } {
+  const details = reported.prompt_tokens_details
+  const all = count(
+    details?.cache_write_tokens ?? details?.['cache_creation_tokens'] ?? reported['cache_creation_input_tokens']
+  )
+  const split = details?.['cache_creation_token_details'] ?? reported['cache_creation']
+  const hour = typeof split === 'object' && split !== null && 'ephemeral_1h_input_tokens' in split ? split : null
+  const cacheWrite1h = Math.min(all, count(hour?.ephemeral_1h_input_tokens))
+  return { cacheWrite5m: all - cacheWrite1h, cacheWrite1h }
 }
 
 /** OpenRouter's `cost`, in USD; of a call with the user's own key only the fee is in it, the rest stands beside it. */

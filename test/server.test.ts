@@ -4,6 +4,7 @@ import { Agent, get, type IncomingMessage, request } from 'node:http'
 import { type AddressInfo, connect, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
+import { DatabaseSync } from 'node:sqlite'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import OpenAI from 'openai'
@@ -131,7 +132,7 @@ t.test('without any configuration it serves the echo and says what to paste', as
   t.equal(await gateway.stop(), 0)
   t.notOk(existsSync(token), 'the token is gone')
   t.same(readdirSync(join(gateway.folder, 'tmp')), [])
-  t.same(readdirSync(gateway.folder), ['tmp'], 'nothing else was written')
+  t.same(readdirSync(gateway.folder).sort(), ['data', 'tmp'], 'nothing else was written')
 })
 
 t.test('the printed line survives a shell whatever the model is called', async t => {
@@ -184,12 +185,51 @@ t.test('flags that are not known', async t => {
   }
 })
 
+t.test('--verify', async t => {
+  const gateway = run(t, { files: { 'gateway.yaml': fast } })
+  await ask(await gateway.url())
+  t.equal(await gateway.stop(), 0)
+  const verify = () => {
+    const command = [process.execPath, server, '--verify']
+    return spawnSync('env', ['-u', 'NODE_OPTIONS', ...command], { cwd: gateway.folder, env: {}, encoding: 'utf8' })
+  }
+
+  t.test('says that the books are right', async t => {
+    const { status, stdout, stderr } = verify()
+    t.match(stdout, /^The books are right: \d+ balances, 1 rows\.\n$/, stderr)
+    t.equal(status, 0)
+  })
+
+  t.test('says what differs, and exits with 1', async t => {
+    const database = new DatabaseSync(join(gateway.folder, 'data/gateway.db'))
+    database.exec("UPDATE balances SET spent = 1500000 WHERE scope = 'tenant:public'")
+    database.close()
+    const { status, stdout } = verify()
+    t.match(stdout, 'tenant:public total: the balance is $0.0015, the ledger says $0\n')
+    t.match(stdout, /^1 balances differ/m)
+    t.equal(status, 1)
+  })
+
+  t.test('needs a database that nobody uses', async t => {
+    const other = run(t, { files: { 'gateway.yaml': fast } })
+    await other.url()
+    const { status, stdout, stderr } = spawnSync('env', ['-u', 'NODE_OPTIONS', process.execPath, server, '--verify'], {
+      cwd: other.folder,
+      env: {},
+      encoding: 'utf8'
+    })
+    t.match(stderr, /cannot be verified.*in use by another gateway/)
+    t.equal(stdout, '')
+    t.equal(status, 1)
+  })
+})
+
 t.test('--check', async t => {
   t.test('valid', async t => {
-    const files = { 'gateway.yaml': 'providers: { echo: { type: echo } }\nstore: sqlite:./x.db\n' }
+    const files = { 'gateway.yaml': 'providers: { echo: { type: echo } }\nplugins: { cache: true }\n' }
     const { ended, said, folder } = run(t, { args: ['--check'], files })
     t.equal(await ended, 0)
-    t.match(said.stdout, /note: store .*not built yet[\s\S]*The configuration is valid\.\n$/)
+    t.match(said.stdout, /note: plugins\.cache .*not built yet[\s\S]*The configuration is valid\.\n$/)
     t.same(readdirSync(folder).sort(), ['gateway.yaml', 'tmp'])
   })
 
@@ -332,7 +372,9 @@ t.test('a key in the environment is a provider', async t => {
     ANTHROPIC_API_KEY: 'sk-ant',
     LLAMA_CPP_BASE: 'http://127.0.0.1:1'
   }
-  const gateway = run(t, { env })
+  // Nobody knows what an upstream of this machine costs.
+  const files = { 'gateway.yaml': { plugins: { budgets: { unpriced: 'allow' } } } }
+  const gateway = run(t, { env, files })
   const client = keyed(await gateway.url())
   const answer = await client.chat.completions.create({ model: 'openai/gpt', messages })
   t.equal(answer.choices[0]?.message.content, 'one two three')
@@ -355,7 +397,8 @@ t.test('logs', async t => {
     const config = {
       log: { level: 'trace', ...log },
       providers: { up: { type: 'openai-compatible', baseUrl: upstream.url, apiKeys: ['env:UPSTREAM_KEY'] } },
-      tenants: { acme: { keys: ['env:TENANT_KEY'] } }
+      tenants: { acme: { keys: ['env:TENANT_KEY'] } },
+      plugins: { budgets: { unpriced: 'allow' } }
     }
     const gateway = run(t, { files: { 'gateway.yaml': config }, env: secrets })
     const url = await gateway.url()

@@ -23,6 +23,9 @@ type Settled = (outcome: Outcome, inference: Inference) => unknown
 /** Node turns a longer timer into one of a millisecond. */
 const longestTimer = 2 ** 31 - 1
 
+/** Milliseconds that a provider gets to say what a finished answer used once its reader has left. */
+const usagePatience = 2_000
+
 /** What a call needs of the kernel that runs it. */
 export interface Host {
   readonly router: Router
@@ -207,7 +210,7 @@ export class Call implements Inference, Linked<Call> {
   leave(): void {
     if (this.#outcome !== null || this.departed) return
     this.departed = true
-    if (!this.#outlives) {
+    if (!this.#outlives && !this.#awaitsUsage()) {
       this.abort(new Cancelled())
       return
     }
@@ -215,6 +218,17 @@ export class Call implements Inference, Linked<Call> {
     const interrupt = this.interrupt
     this.interrupt = null
     interrupt?.(new Cancelled())
+  }
+
+  /**
+   * The answer is there but for its bill: whoever leaves now has got everything, and what it used is about to be said.
+   * It is waited for, a little while.
+   */
+  #awaitsUsage(): boolean {
+    if (this.relay === null || !this.expenses.at(-1)?.meter?.awaitsUsage) return false
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(() => this.abort(new Cancelled()), usagePatience)
+    return true
   }
 
   /** Writes a provider call down before it is sent; what `open` throws refuses it. */
@@ -227,8 +241,9 @@ export class Call implements Inference, Linked<Call> {
 
   #enter(target: Target, number: number): Entry | Promise<Entry> {
     const { books } = this.#host
-    // The call may have ended while its hold was extended.
+    // The call may have ended while its hold was extended, or a layer may have gone on after its end.
     this.signal.throwIfAborted()
+    if (this.#outcome !== null) throw new Cancelled()
     const entry = new Entry(books, this, target, number)
     this.expenses.push(entry)
     if (books.open === null) return entry
@@ -268,32 +283,38 @@ export class Call implements Inference, Linked<Call> {
     this.#outcome = { status, error, duration: performance.now() - this.started, departed: this.departed }
     clearTimeout(this.#timer)
     this.#caller.signal.removeEventListener('abort', this.#leave)
-    this.#closeBooks(error)
+    const dropped = this.#closeBooks(error)
     // Layers may have dropped a stream that nobody will ever read: what is still open upstream ends with the call.
-    if (status !== 'completed' || this.facts.attempts > 1) this.#controller.abort(error ?? new Cancelled())
+    if (status !== 'completed' || dropped || this.facts.attempts > 1) this.#controller.abort(error ?? new Cancelled())
     if (this.#settledListeners !== null) this.#settling = this.#notify(this.#settledListeners, this.#outcome, 0)
     if (this.#settling === undefined) this.#host.ended(this)
     else this.#settling = this.#settling.then(() => this.#host.ended(this))
     return this.#settling
   }
 
-  /** Every provider call has ended before anybody hears of the end of the call. */
-  #closeBooks(error: Error | null): void {
+  /** Every provider call has ended before anybody hears of the end of the call. True: one of them had not. */
+  #closeBooks(error: Error | null): boolean {
     let cost: number | null = 0
+    let dropped = false
     for (const entry of this.expenses) {
-      if (entry.status === 'open') this.#close(entry, error ?? new Cancelled())
+      if (entry.status === 'open') {
+        dropped = true
+        this.#close(entry, error ?? new Cancelled())
+      }
       cost = cost === null || entry.cost === null ? null : cost + entry.cost
     }
     if (this.#host.books.cost !== null) this.facts.cost = cost
+    return dropped
   }
 
+  /** Broken off from here, whatever the reason: the provider has read the input and is paid for it. */
   #close(entry: Entry, error: Error): void {
     try {
-      entry.fail(error)
+      entry.interrupt(error)
     } catch (fault) {
       this.#host.failed(fault)
       entry.meter = null
-      entry.fail(error)
+      entry.interrupt(error)
     }
   }
 

@@ -45,6 +45,11 @@ export class Entry implements Expense {
     this.#end(error instanceof Cancelled || error instanceof ShuttingDown ? 'interrupted' : 'failed', error)
   }
 
+  /** It was broken off by us: its caller left, or its time was up. */
+  interrupt(error: unknown): void {
+    this.#end('interrupted', error)
+  }
+
   #end(status: Exclude<Expense['status'], 'open'>, error: unknown): void {
     if (this.status !== 'open') return
     // Reading the usage may find out that an answer is no JSON after all: then this has not ended yet.

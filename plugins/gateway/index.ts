@@ -38,6 +38,9 @@ export interface GatewayOptions {
   log?: Log
 }
 
+/** Milliseconds that those who listen to the end of calls get once the grace is over. */
+const settlePatience = 10_000
+
 /**
  * The kernel: an onion of named stages around each call. It owns no route and no socket; transports, in-process callers
  * and tests all enter through `complete` with a Caller.
@@ -176,9 +179,13 @@ function createKernel(log: Log) {
     if (running.size === 0) return
     const { promise, resolve } = Promise.withResolvers<void>()
     drained = resolve
-    const timer = setTimeout(() => {
+    let timer = setTimeout(() => {
       log.warn({ running: running.size }, 'the grace is over: aborting what still runs')
       for (const call of running) call.abort(new ShuttingDown())
+      timer = setTimeout(() => {
+        log.error({ running: running.size }, 'listeners to the end of calls do not end: closing without them')
+        resolve()
+      }, settlePatience)
     }, grace)
     await promise
     clearTimeout(timer)

@@ -1,16 +1,20 @@
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
+import { detail, InvalidRequest } from '../../schemas/errors.ts'
 import type { Log, Target } from '../../schemas/gateway.ts'
 import type { Price } from '../../schemas/model-options.ts'
 import type { PriceCard, Pricing } from '../../schemas/pricing.ts'
 import type { Provider } from '../../schemas/provider.ts'
 import { cardOf } from './card.ts'
+import { extraIn } from './extras.ts'
 import { boundOf, costOf, estimateOf, type Sheet, sheetOf } from './sums.ts'
 import { openTable, type Table } from './table.ts'
 
 export interface PricingOptions {
   /** Look up models without a price of their own in the built-in table. */
   table: boolean
+  /** Fields that cost more than their tokens, which nobody here can count: refused, or let through unpriced. Default `deny`. */
+  extras?: 'deny' | 'allow'
   /** Milliseconds since 1970. Given by tests. Default Date.now. */
   now?: () => number
 }
@@ -41,10 +45,21 @@ async function pricingPlugin(app: FastifyInstance, options: PricingOptions): Pro
   const pricing = createPricing(table, gateway.log, now)
   gateway.decorate('pricing', pricing)
   gateway.accountWith({ cost: pricing.cost })
+  if (options.extras !== 'allow') {
+    gateway.intercept('budget', (inference, next) => {
+      const field = extraIn(inference.request)
+      return field === null ? next(inference) : Promise.reject(unpricedField(field))
+    })
+  }
   gateway.dependency('pricing', () => ({ ok: true, ...detailsOf(table, now()) }))
   app.addHook('onReady', async () => {
     gateway.log.info(detailsOf(table, now()), table ? 'the built-in price table' : 'the built-in price table is off')
   })
+}
+
+function unpricedField(field: string): Error {
+  const words = `\`${field}\` costs more than its tokens, which this gateway cannot count. Leave it out, or have the operator set plugins.pricing.extras to allow.`
+  return detail(new InvalidRequest(words), { param: field })
 }
 
 function detailsOf(table: Table | null, now: number): Record<string, string | number | null> {

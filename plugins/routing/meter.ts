@@ -45,6 +45,10 @@ export class Heard implements Meter {
     }
   }
 
+  get awaitsUsage(): boolean {
+    return this.finished && this.#usage === null
+  }
+
   usage(): Usage {
     const reported = usageOf(this.#usage?.usage)
     if (reported.source === 'reported') return reported
@@ -77,6 +81,7 @@ export class Heard implements Meter {
 
 /** What a whole answer says. */
 export class Whole implements Meter {
+  readonly awaitsUsage = false
   #inference: Inference
   #answer: Extract<Answer, { stream: false }>
 

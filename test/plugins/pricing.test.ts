@@ -11,6 +11,7 @@ import { mostNano } from '../../schemas/money.ts'
 import type { PriceCard, Pricing } from '../../schemas/pricing.ts'
 import type { Provider } from '../../schemas/provider.ts'
 import { estimatedUsage, inputOf, noUsage, type Usage } from '../../schemas/usage.ts'
+import { build } from '../helper.ts'
 import { numbers } from '../schemas/helper.ts'
 import { ask, host, says, scripted, tokens } from './kernel.ts'
 
@@ -554,4 +555,38 @@ t.test('the type of what is added is the contract', async t => {
   const { pricing: known } = await priced(t)
   const same: Pricing = known
   t.equal(same, known)
+})
+
+t.test('a field that costs more than its tokens is refused, and named', async t => {
+  const fields: Array<[string, unknown]> = [
+    ['service_tier', 'priority'],
+    ['models', ['dear/model']],
+    ['plugins', [{ id: 'web' }]],
+    ['web_search_options', {}],
+    ['tools', [{ type: 'web_search' }]]
+  ]
+  const app = await build(t)
+  const post = (body: object) =>
+    app.inject({
+      method: 'POST',
+      url: '/v1/chat/completions',
+      payload: { model: 'echo/echo', messages: [{ role: 'user', content: 'Hello' }], ...body }
+    })
+  for (const [field, value] of fields) {
+    const answer = await post({ [field]: value })
+    t.equal(answer.statusCode, 400, field)
+    t.match(answer.json(), { error: { param: field, message: /plugins\.pricing\.extras/ } })
+  }
+  const harmless = { service_tier: 'auto', models: [], plugins: null, web_search_options: null, tools: [] }
+  t.equal((await post(harmless)).statusCode, 200)
+})
+
+t.test('such a field is let through where that is allowed', async t => {
+  const app = await build(t, { plugins: { pricing: { extras: 'allow' } } })
+  const answer = await app.inject({
+    method: 'POST',
+    url: '/v1/chat/completions',
+    payload: { model: 'echo/echo', service_tier: 'priority', messages: [{ role: 'user', content: 'Hello' }] }
+  })
+  t.equal(answer.statusCode, 200)
 })

@@ -59,7 +59,7 @@ t.test('an empty configuration has every default', async t => {
       shared: { onRedisDown: 'deny', timeout: 50, lease: 10_000 },
       tenants: { createOnDemand: false },
       limits: {},
-      pricing: { table: true },
+      pricing: { table: true, extras: 'deny' },
       idempotency: { ttl: 86_400_000, maxAnswer: 4 * 1024 * 1024 },
       admin: {},
       budgets: { unpriced: 'deny' },

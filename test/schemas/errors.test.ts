@@ -24,6 +24,7 @@ const table: Array<[keyof typeof errors, number, string, string | null, 'false' 
   ['LedgerUnavailable', 503, 'server_error', 'ledger_unavailable', undefined],
   ['LimitsUnavailable', 503, 'server_error', 'limits_unavailable', undefined],
   ['StoreUnavailable', 503, 'server_error', 'store_unavailable', undefined],
+  ['AuthUnavailable', 503, 'server_error', 'auth_unavailable', undefined],
   ['SharedUnavailable', 503, 'server_error', 'shared_unavailable', undefined],
   ['ModelNotFound', 404, 'invalid_request_error', 'model_not_found', 'false'],
   ['ResourceNotFound', 404, 'invalid_request_error', 'resource_not_found', 'false'],

@@ -19,6 +19,28 @@ t.test('totals without details are input and output', async t => {
   })
 })
 
+t.test(
+  'tokens written to a cache for five minutes and for an hour are told apart, whatever they are called',
+  async t => {
+    const totals = { prompt_tokens: 1_000, completion_tokens: 5, total_tokens: 1_005 }
+    const split = { ephemeral_5m_input_tokens: 200, ephemeral_1h_input_tokens: 700 }
+    for (const report of [
+      { ...totals, cache_creation_input_tokens: 900, cache_read_input_tokens: 40, cache_creation: split },
+      {
+        ...totals,
+        prompt_tokens_details: { cached_tokens: 40, cache_creation_tokens: 900, cache_creation_token_details: split }
+      }
+    ]) {
+      t.match(usageOf(report), { input: 60, cacheRead: 40, cacheWrite5m: 200, cacheWrite1h: 700, mismatch: false })
+    }
+    t.match(usageOf({ ...totals, cache_creation_input_tokens: 900 }), {
+      input: 100,
+      cacheWrite5m: 900,
+      cacheWrite1h: 0
+    })
+  }
+)
+
 t.test('details are taken out of their totals', async t => {
   const usage = usageOf({
     prompt_tokens: 100,

@@ -66,19 +66,18 @@ export async function recount(database: Database, scope: string, period: string,
     const column = { tenant: 'tenant', key: 'key' }[scope.slice(0, colon)]
     const of = column === undefined ? '' : `${column} = ? AND`
     const values = column === undefined ? [from] : [scope.slice(colon + 1), from]
-    const [rows] = await inside.all(
-      `SELECT CAST(COALESCE(SUM(cost), 0) AS BIGINT) AS spent, COUNT(*) AS requests,
+    // One statement sees one moment: between two of them retention could move rows into an adjustment.
+    const parts = await inside.all(
+      `SELECT 0 AS part, CAST(COALESCE(SUM(cost), 0) AS BIGINT) AS spent, COUNT(*) AS requests,
           CAST(COALESCE(SUM(${tokensIn}), 0) AS BIGINT) AS tokens_in,
           CAST(COALESCE(SUM(${tokensOut}), 0) AS BIGINT) AS tokens_out
-        FROM inferences WHERE ${of} time >= ?`,
-      values,
+        FROM inferences WHERE ${of} time >= ?
+        UNION ALL SELECT 1 AS part, ${sumColumns} FROM adjustments WHERE scope = ? AND period = ? AND kind <> 'recount'`,
+      [...values, scope, period],
       true
     )
-    const [kept] = await inside.all(
-      `SELECT ${sumColumns} FROM adjustments WHERE scope = ? AND period = ? AND kind <> 'recount'`,
-      [scope, period],
-      true
-    )
+    const rows = parts.find(({ part }) => Number(part) === 0)
+    const kept = parts.find(({ part }) => Number(part) === 1)
     if (rows === undefined || kept === undefined) throw new Error('A sum has no row.')
     const difference = {
       spent: bigintIn(rows, 'spent') + bigintIn(kept, 'spent') - before.spent,
@@ -86,7 +85,12 @@ export async function recount(database: Database, scope: string, period: string,
       tokensIn: bigintIn(rows, 'tokens_in') + bigintIn(kept, 'tokens_in') - before.tokensIn,
       tokensOut: bigintIn(rows, 'tokens_out') + bigintIn(kept, 'tokens_out') - before.tokensOut
     }
-    if (Object.values(difference).every(value => value === 0n)) return before
+    if (Object.values(difference).every(value => value === 0n)) {
+      // Nobody has spent anything in it: a period that was only looked at leaves no row.
+      const { version } = before
+      if (version === 1) await inside.run('DELETE FROM balances WHERE scope = ? AND period = ?', [scope, period])
+      return before
+    }
     await addAdjustment(inside, 'recount', { scope, period, reason: null, actor: null }, difference)
     return addToBalance(inside, scope, period, difference)
   })

@@ -1,3 +1,4 @@
+import { mock } from 'node:test'
 import t, { type Test } from 'tap'
 import { UpstreamError, UpstreamRateLimited } from '../../../schemas/errors.ts'
 import { chunkFrames } from '../../../schemas/frames.ts'
@@ -7,11 +8,13 @@ import {
   ask,
   askStream,
   chunk,
+  completion,
   fails,
   feed,
   finish,
   type HostOptions,
   host,
+  patient,
   reader,
   rejection,
   role,
@@ -152,6 +155,75 @@ t.test('the cost of a call', async t => {
     await rejection(app.gateway.complete(ask, app.gateway.caller()))
     t.strictSame(ended[0]?.expenses, [])
     t.equal(ended[0]?.cost, 0)
+  })
+})
+
+t.test('who breaks a call off, and what that costs', async t => {
+  t.test("a caller's own time limit does not make the input free that was read", async t => {
+    const { app, ended } = await priced(t, { providers: [scripted('up', patient)] })
+    await app.ready()
+    t.match(await rejection(app.gateway.complete(ask, app.gateway.caller({ deadline: 5 }))), {
+      wire: 'upstream_timeout'
+    })
+    t.match(ended, [{ outcome: { status: 'failed' }, expenses: [{ status: 'interrupted' }] }])
+    t.ok(ended[0]!.cost! > 0)
+  })
+
+  t.test('a reader who leaves between the end of the answer and its usage pays what it used', async t => {
+    const source = feed(chunkFrames([chunk('all')]), chunkFrames([finish()]))
+    const { app, ended } = await priced(t, { providers: [scripted('up', source.send)] })
+    await app.ready()
+    const frames = reader(await app.gateway.complete(askStream, app.gateway.caller()))
+    await frames.next()
+    await frames.next()
+    await frames.return()
+    t.strictSame(ended, [], 'it is waited for')
+    source.push(chunkFrames([{ ...chunk(''), choices: [], usage: tokens(3, 20_000) }]))
+    source.end()
+    await turn()
+    t.match(ended, [{ outcome: { departed: true }, cost: 20_003, expenses: [{ usage: { source: 'reported' } }] }])
+  })
+
+  t.test('a provider that never says what a finished answer used is not waited for long', async t => {
+    const source = feed(chunkFrames([chunk('all')]), chunkFrames([finish()]))
+    const { app, ended } = await priced(t, { providers: [scripted('up', source.send)] })
+    await app.ready()
+    mock.timers.enable({ apis: ['setTimeout'] })
+    const frames = reader(await app.gateway.complete(askStream, app.gateway.caller()))
+    await frames.next()
+    await frames.next()
+    await frames.return()
+    mock.timers.tick(2_000)
+    mock.timers.reset()
+    await turn()
+    t.match(ended, [{ outcome: { status: 'cancelled' }, expenses: [{ usage: { source: 'estimated' } }] }])
+  })
+
+  t.test('a stream that a layer drops is ended at its provider, the first attempt too', async t => {
+    const source = feed(chunkFrames([chunk('x')]))
+    const up = scripted('up', source.send)
+    const { app } = await priced(t, { providers: [up] })
+    app.gateway.intercept('shape', async (inference, next) => {
+      await next(inference)
+      return { stream: false, raw: null, body: completion('instead') }
+    })
+    await app.ready()
+    await app.gateway.complete(askStream, app.gateway.caller())
+    t.ok(up.attempts[0]?.signal.aborted)
+  })
+
+  t.test('a layer that goes on after the end of a call opens nothing', async t => {
+    const up = scripted('up')
+    const { app } = await priced(t, { providers: [up] })
+    let late: Promise<unknown> | undefined
+    app.gateway.intercept('cache', async (inference, next) => {
+      late = turn().then(() => next(inference))
+      return { stream: false, raw: null, body: completion('stale') }
+    })
+    await app.ready()
+    await app.gateway.complete(ask, app.gateway.caller())
+    t.match(await rejection(late!), { wire: 'cancelled' })
+    t.equal(up.attempts.length, 0)
   })
 })
 
