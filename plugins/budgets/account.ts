@@ -46,6 +46,8 @@ export class Account {
   version = 0
   /** Settled by this process, and not contained in `base`. */
   unfolded = 0
+  /** Settled by this process, and contained in `base`. */
+  contained = 0n
   /** In which state of Redis `base` was read and not sent yet; -1: it was sent. */
   fresh = -1
   /** Over all processes, when Redis last answered: and what of it this process held, and what it has settled since. */
@@ -103,6 +105,18 @@ export class Account {
     this.carry = small ? 0n : sum
     this.spent = small ? Number(sum) : 0
     this.limitTo(this.budget)
+  }
+
+  /** Everything that this process has settled. */
+  get settled(): bigint {
+    return this.contained + BigInt(this.unfolded)
+  }
+
+  /** The books contain everything that had been settled when it was `settled`: told in any order, and as often as one likes. */
+  contain(settled: bigint): void {
+    if (settled <= this.contained) return
+    this.unfolded -= Number(settled - this.contained)
+    this.contained = settled
   }
 
   get total(): bigint {

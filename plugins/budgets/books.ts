@@ -7,7 +7,8 @@ import type { BudgetLimit } from '../../schemas/tenants.ts'
 import { Account, type Kind } from './account.ts'
 
 export interface BooksOptions {
-  readonly store: Store | undefined
+  /** Where what is settled gets into; undefined: nowhere, and what is in memory is all that is known. */
+  readonly store: () => Store | undefined
   readonly log: Log
   /** The gateway's budget refuses calls. */
   readonly hardStop: boolean
@@ -32,7 +33,7 @@ export interface Books {
 /** How many are looked at for each that is added to a full map. */
 const looks = 100
 
-export function createBooks({ store, log, hardStop, most, started }: BooksOptions): Books {
+export function createBooks({ store: storeOf, log, hardStop, most, started }: BooksOptions): Books {
   const maps = {
     key: new Map<string, Account>(),
     tenant: new Map<string, Account>(),
@@ -60,6 +61,7 @@ export function createBooks({ store, log, hardStop, most, started }: BooksOption
 
   function open(kind: Kind, id: string, budget: BudgetLimit, time: number, before: Account | undefined): Account {
     const map = maps[kind]
+    const store = storeOf()
     if (before === undefined && map.size >= most) forget(map)
     const account = new Account(kind, id, budget, time, kind !== 'gateway' || hardStop)
     map.set(id, account)
@@ -92,12 +94,13 @@ export function createBooks({ store, log, hardStop, most, started }: BooksOption
 
   /** Forgets some that have not been used lately. They are read again when somebody comes back. */
   function forget(map: Map<string, Account>): void {
+    if (storeOf() === undefined) return
     let looked = 0
     for (const [id, account] of map) {
       if (looked++ === looks) return
       map.delete(id)
       const idle = !account.used && account.calls === 0 && account.unfolded === 0 && account.loading === null
-      if (idle && store !== undefined) continue
+      if (idle) continue
       account.used = false
       map.set(id, account)
     }
@@ -125,6 +128,7 @@ export function createBooks({ store, log, hardStop, most, started }: BooksOption
   }
 
   async function balances(of: ReadonlyArray<{ scope: string; period: string }>): Promise<Balance[]> {
+    const store = storeOf()
     if (store === undefined) return of.map(({ scope, period }) => nothing(scope, period))
     try {
       return await store.ledger.balances(of)

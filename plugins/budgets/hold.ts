@@ -84,12 +84,11 @@ export class BudgetHold implements Hold {
     return true
   }
 
-  /** What is left in the tightest of its accounts; Infinity where none has a limit. */
+  /** What is left in the tighter of the caller's own accounts; Infinity where none has a limit. */
   get remaining(): number {
     let least = Number.POSITIVE_INFINITY
     if (this.key !== null) least = Math.min(least, this.#engine.remaining(this.key))
     if (this.tenant !== null) least = Math.min(least, this.#engine.remaining(this.tenant))
-    if (this.gateway !== null) least = Math.min(least, this.#engine.remaining(this.gateway))
     return least
   }
 

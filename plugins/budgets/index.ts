@@ -12,6 +12,7 @@ import type { Inference, Outcome, Principal, Target } from '../../schemas/gatewa
 import { mostNano, nanoOf, usdOf, usdText } from '../../schemas/money.ts'
 import { endOf, periodKey, startOf } from '../../schemas/periods.ts'
 import type { Pricing } from '../../schemas/pricing.ts'
+import type { Store } from '../../schemas/store.ts'
 import type { BudgetLimit, Tenant } from '../../schemas/tenants.ts'
 import type { Account, Kind } from './account.ts'
 import { createBooks } from './books.ts'
@@ -36,7 +37,7 @@ export interface BudgetsOptions {
 /** Holds the worst case of each call before it is sent, and books the truth when it has ended. */
 async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Promise<void> {
   const { gateway } = app
-  const { store, log } = gateway
+  const { log } = gateway
   const pricing = pricingOf(gateway.pricing)
   const { now = Date.now, defaultOutputTokens = 4_096, unpriced = 'deny' } = options
   const counters = { overrun: 0, unpriced: 0, refused: 0 }
@@ -45,7 +46,7 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
   const warning = createWarning(whole?.warningThreshold ?? 1, gateway)
   const bounds: Bounds = { boundAt }
   const books = createBooks({
-    store,
+    store: bookkeeper,
     log,
     hardStop: whole?.hardStop ?? true,
     most: options.accounts ?? 50_000,
@@ -54,8 +55,7 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
   const redis: SharedEngine | null = gateway.shared
     ? createRedis({
         shared: gateway.shared,
-        // Without a ledger nothing that is settled ever gets into the store's balances.
-        store: () => (gateway.ledger ? store : undefined),
+        store: bookkeeper,
         log,
         books,
         now: clock,
@@ -68,6 +68,11 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
   let latest = 0
   let resetting: Promise<unknown> = Promise.resolve()
   const recounts = new Set<Account>()
+
+  /** The ledger is registered later. Without one nothing that is settled ever gets into the store's balances. */
+  function bookkeeper(): Store | undefined {
+    return gateway.ledger === undefined ? undefined : gateway.store
+  }
 
   /** Never goes back: what has begun is not taken up again. */
   function clock(): number {
@@ -174,6 +179,7 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
     const current = books.find('tenant', account.id)
     if (current === undefined || current.period === account.period || cost === 0) return
     if (redis === null) current.spend(cost)
+    const store = bookkeeper()
     if (store === undefined || current.period === 'total' || recounts.has(current)) return
     recounts.add(current)
     setTimeout(() => {
@@ -285,6 +291,7 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
   /** Takes out what is spent now; what is spent meanwhile stays. */
   async function empty(account: Account, spent: bigint, actor: string): Promise<void> {
     const { scope, periodKey: period } = account
+    const store = bookkeeper()
     if (store === undefined) {
       if (redis === null) account.spend(-spent)
       else redis.rebase(account, { spent: account.seenBase - spent, version: latest })

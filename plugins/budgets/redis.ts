@@ -308,15 +308,19 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
       for (const account of accounts) account.fresh = began
       return
     }
-    const settled = accounts.map(account => account.unfolded)
-    if (settled.some(amount => amount !== 0)) await new Promise(resolve => setTimeout(resolve, written))
+    // Several of these can be under way at once: each takes off what it knows to be contained, and nothing twice.
+    const settled = accounts.map(account => account.settled)
+    if (accounts.some(({ unfolded }) => unfolded !== 0)) await new Promise(resolve => setTimeout(resolve, written))
     const balances = await books.balances(accounts.map(({ scope, periodKey }) => ({ scope, period: periodKey })))
     accounts.forEach((account, index) => {
       const balance = balances[index]
-      if (balance === undefined || balance.version < account.version) return
-      account.base = balance.spent
-      account.version = balance.version
-      account.unfolded -= settled[index] ?? 0
+      if (balance === undefined) return
+      account.contain(settled[index] ?? 0n)
+      // A newer one contains all that this one does.
+      if (balance.version >= account.version) {
+        account.base = balance.spent
+        account.version = balance.version
+      }
       account.fresh = began
       announce(account)
     })
@@ -386,6 +390,8 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
   function takeShare(hold: BudgetHold, accounts: readonly Account[], amount: number): void {
     for (const account of accounts) {
       if (account.cap === Number.POSITIVE_INFINITY) continue
+      // Without an answer nobody knows how many share, nor what they have spent.
+      if (shared.generation === null) throw unavailable(shared.down ?? 'it has not answered yet')
       if (amount > shareLeft(account)) {
         throw refusal(account, account.seenSpent + BigInt(account.settledSince), account.seenHeld, amount)
       }

@@ -4,13 +4,23 @@ import type { Account } from './account.ts'
 
 const adjectives = { total: 'The', hour: 'The hourly', day: 'The daily', week: 'The weekly', month: 'The monthly' }
 
-/** Says which budget refuses, what is left of it, what the call may cost, and when there is more. Money in nano-USD. */
+/**
+ * Says which budget refuses, what is left of it, what the call may cost, and when there is more. Money in nano-USD. Of the
+ * gateway's budget no amounts: they would tell each tenant what the others spend.
+ */
 export function refusal(account: Account, spent: bigint, held: number, bound: number): GatewayError {
   const limit = BigInt(account.limit ?? 0)
   const left = limit - spent
   const name = `${adjectives[account.period]} budget of ${whose(account)}`
   const cost = `this call may cost up to $${usdText(bound)}`
   const resets = account.ends === Number.POSITIVE_INFINITY ? 'It does not reset' : `It resets at ${isoOf(account.ends)}`
+  if (account.kind === 'gateway') {
+    return new InsufficientQuota(
+      BigInt(bound) > left
+        ? `${name} is used up, or what is left of it is less than this call may cost. ${resets}.`
+        : `${name} is held by calls in flight. What they do not use is free again when they end. ${resets}.`
+    )
+  }
   if (left <= 0n) {
     return new InsufficientQuota(
       `${name} is used up: $${usdText(spent)} of $${usdText(limit)} are spent, $0 is left, and ${cost}. ${resets}.`

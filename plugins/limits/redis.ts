@@ -135,7 +135,8 @@ export function createRedis(shared: Shared, memory: Memory): Limiter & { close()
   }
 
   function withoutRedis({ demand, headers, resolve, reject }: Waiting, error: unknown): void {
-    if (shared.onRedisDown === 'deny') {
+    // Without an answer nobody knows how many share.
+    if (shared.onRedisDown === 'deny' || shared.generation === null) {
       reject(new LimitsUnavailable(shared.down ?? 'Redis did not answer in time.', { cause: error }))
       return
     }

@@ -37,6 +37,8 @@ export interface Greeting {
   run(script: Script, keys: readonly string[], args: ReadonlyArray<string | number>): Promise<unknown>
   /** Names the run of the server: another one after each restart. Empty where it does not say. */
   server(): Promise<string>
+  /** The policy by which the server drops keys when its memory is full; null: it drops none, or does not say. */
+  evicting(): Promise<string | null>
 }
 
 /** So many failures in a row, and nobody is kept waiting any more. */
@@ -117,7 +119,7 @@ export function createConnection({ url, timeout, prefix, log }: ConnectionOption
     probing = true
     try {
       await within(redis.ping())
-      await greeting({ run: runNow, server })
+      await greeting({ run: runNow, server, evicting })
       if (ready) rise()
     } catch (error) {
       fall(clean(error))
@@ -128,11 +130,22 @@ export function createConnection({ url, timeout, prefix, log }: ConnectionOption
   }
 
   async function server(): Promise<string> {
-    const info = await within(redis.info('server')).catch(error => {
+    return /^run_id:(\S+)/m.exec(await info('server'))?.[1] ?? ''
+  }
+
+  async function evicting(): Promise<string | null> {
+    const memory = await info('memory')
+    const most = /^maxmemory:(\d+)/m.exec(memory)?.[1] ?? '0'
+    const policy = /^maxmemory_policy:(\S+)/m.exec(memory)?.[1] ?? 'noeviction'
+    return most === '0' || policy === 'noeviction' ? null : policy
+  }
+
+  /** Empty where Redis does not let it be asked. */
+  function info(section: string): Promise<string> {
+    return within(redis.info(section)).catch(error => {
       if (isReply(error)) return ''
       throw error
     })
-    return /^run_id:(\S+)/m.exec(info)?.[1] ?? ''
   }
 
   async function send<T>(command: (redis: Redis) => Promise<T>): Promise<T> {

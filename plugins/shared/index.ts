@@ -63,11 +63,16 @@ async function sharedPlugin(app: FastifyInstance, options: SharedOptions): Promi
     onDeath: members.onDeath
   })
 
-  gateway.dependency('redis', () =>
-    members.down === null
-      ? { ok: true, processes: members.instances.length }
-      : { ok: onRedisDown === 'local-share', degraded: true, reason: members.down }
-  )
+  gateway.dependency('redis', () => {
+    if (members.down !== null) {
+      // Before the first answer there is nothing to have a share of.
+      const ok = onRedisDown === 'local-share' && members.generation !== null
+      return { ok, degraded: true, reason: members.down }
+    }
+    const { instances, evicting } = members
+    const state = { ok: true, processes: instances.length }
+    return evicting === null ? state : { ...state, warning: `maxmemory-policy is ${evicting}, not noeviction.` }
+  })
   app.addHook('onClose', async () => {
     await members.leave()
     messages.close()

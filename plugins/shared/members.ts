@@ -20,6 +20,8 @@ export interface Members {
   readonly down: string | null
   readonly generation: string | null
   readonly instances: readonly string[]
+  /** The `maxmemory-policy` by which Redis drops keys; null: it drops none, or does not say. */
+  readonly evicting: string | null
   onState(listener: (state: State) => void): void
   onDeath(listener: (instance: string) => void): void
   tell(state: State): void
@@ -35,6 +37,7 @@ export function createMembers({ connection, instance, lease, first, log }: Membe
   let generation: string | null = null
   let alive: readonly string[] = []
   let server = ''
+  let evicting: string | null = null
   let timer: NodeJS.Timeout | null = null
   let beating = false
   let fresh = first
@@ -43,8 +46,16 @@ export function createMembers({ connection, instance, lease, first, log }: Membe
 
   connection.greet(async greeting => {
     server = await greeting.server()
+    notice(await greeting.evicting())
     if (await beat(greeting)) lost = true
   })
+
+  function notice(policy: string | null): void {
+    if (policy !== null && policy !== evicting) {
+      log.warn({ policy }, 'Redis may drop what gateways share: set its maxmemory-policy to noeviction')
+    }
+    evicting = policy
+  }
 
   connection.onState(down => {
     tell({ down, lost: down === null && lost })
@@ -97,6 +108,9 @@ export function createMembers({ connection, instance, lease, first, log }: Membe
     },
     get instances() {
       return alive
+    },
+    get evicting() {
+      return evicting
     },
     onState: listener => void states.push(listener),
     onDeath: listener => void deaths.push(listener),

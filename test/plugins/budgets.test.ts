@@ -13,6 +13,8 @@ import { apiKey, FakeBooks, type KitOptions, kit } from './budgets/kit.ts'
 import { slowProxy } from './budgets/proxy.ts'
 import { rejection } from './kernel.ts'
 
+/** Nobody listens there. */
+const nowhere = 'redis://127.0.0.1:1'
 const day = Date.UTC(2026, 10, 21, 12)
 const whole = (dailyLimitUsd: number | undefined) =>
   dailyLimitUsd === undefined ? undefined : { dailyLimitUsd, hardStop: true, warningThreshold: 0.8 }
@@ -120,7 +122,7 @@ t.test('starting from a store', async t => {
   t.test('what was spent before counts, and is read once for everybody who waits', async t => {
     const books = new FakeBooks()
     books.add('tenant:acme', 'total', 850n)
-    const { ask, budget, state } = await kit(t, { store: books.store('one') })
+    const { ask, budget, state } = await kit(t, { store: books.store('one'), book: books.book('one') })
     budget('acme', 1_000)
     const calls = await Promise.allSettled(Array.from({ length: 5 }, () => ask({})))
     t.equal(calls.filter(({ status }) => status === 'fulfilled').length, 1)
@@ -130,7 +132,7 @@ t.test('starting from a store', async t => {
 
   t.test('a store that is away refuses calls of scopes that are not known, and lets the others go on', async t => {
     const books = new FakeBooks()
-    const { ask, budget } = await kit(t, { store: books.store('one') })
+    const { ask, budget } = await kit(t, { store: books.store('one'), book: books.book('one') })
     budget('acme', 1_000)
     budget('late', 1_000)
     await ask({})
@@ -170,6 +172,24 @@ t.test('starting from a store', async t => {
     t.equal(books.reads, before + 1)
   })
 
+  t.test('without a ledger the books of a store are left alone, and no scope is forgotten', async t => {
+    const books = new FakeBooks()
+    const { ask, app, budget, state } = await kit(t, {
+      store: books.store('one'),
+      budgets: { accounts: 10, now: () => day, gateway: whole(1) }
+    })
+    for (let index = 0; index < 300; index++) budget(`t${index}`, 1_000)
+    for (let round = 0; round < 2; round++) {
+      for (let index = 0; index < 300; index++) await ask({ tenant: `t${index}` })
+    }
+    t.match(await state('tenant:t0'), { spent: 200, held: 0 })
+    t.match(await app.gateway.budgets?.reset('root'), { spent: 0 })
+    await new Promise(resolve => setTimeout(resolve, 10))
+    budget('t0', 1_000, 'day')
+    await ask({ tenant: 't0' })
+    t.strictSame([books.adjustments, books.recounts, books.reads], [[], [], 0])
+  })
+
   t.test('charges name the periods that are no totals', async t => {
     const books = new FakeBooks()
     const { ask, budget } = await kit(t, {
@@ -197,6 +217,16 @@ t.test('starting from a store', async t => {
     t.strictSame(books.adjustments, [{ amount: -100n, actor: 'root' }])
     t.equal(books.read('gateway', 'day:2026-11-21').spent, 0n)
   })
+})
+
+t.test('a process that starts while Redis is away has no share of any budget', async t => {
+  const books = new FakeBooks()
+  const shared = { url: nowhere, onRedisDown: 'local-share' as const }
+  const { ask, budget } = await kit(t, { store: books.store('one'), book: books.book('one'), shared })
+  budget('acme', 1_000)
+  budget('free', null)
+  t.match(await rejection(ask({})), { wire: 'limits_unavailable', statusCode: 503 })
+  await ask({ tenant: 'free' })
 })
 
 t.test('on Redis', async t => {
@@ -269,6 +299,26 @@ t.test('on Redis', async t => {
       return hash['b'] === '600' && hash['u:a'] === '0' && hash['u:b'] === '0'
     })
     t.match(await b.state('tenant:acme'), { spent: 600, held: 0 })
+  })
+
+  t.test('two reads of the books at once take off what was settled only once', async t => {
+    count++
+    const books = new FakeBooks()
+    const a = await one(t, books, 'a')
+    a.budget('acme', 10_000)
+    const client = new Redis(redis.url)
+    t.teardown(() => client.disconnect())
+    await until(() => spends(a.ask({})))
+    for (let round = 1; round <= 3; round++) {
+      await a.ask({})
+      // What an evicting Redis does: each of the next calls reads the books again.
+      await client.del(`t${count}:b:tenant:acme:total`)
+      const calls = [a.ask({ cost: 0 })]
+      await new Promise(resolve => setTimeout(resolve, 20))
+      calls.push(a.ask({ cost: 0 }))
+      await Promise.all(calls)
+      t.match(await a.state('tenant:acme'), { spent: 100 + round * 100, held: 0 })
+    }
   })
 
   t.test('what a dead process has spent counts twice until its books are closed, and never less than once', async t => {
@@ -425,6 +475,13 @@ t.test('on Redis', async t => {
     })
   })
 })
+
+async function spends(call: Promise<unknown>): Promise<boolean> {
+  return call.then(
+    () => true,
+    () => false
+  )
+}
 
 async function child(t: Test, url: string, prefix: string, lease = 3_000) {
   const process = fork(join(import.meta.dirname, 'budgets/process.ts'), [url, prefix, String(lease)])

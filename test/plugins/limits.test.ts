@@ -157,6 +157,15 @@ t.test('redis', async t => {
     t.equal((await attempt(all[0]!.limiter, asked)).admission, null, 'the calls of the time without Redis count')
   })
 
+  t.test('local-share: before Redis has answered once nobody has a part', async t => {
+    const [one] = await processes(t, 'one')
+    one!.shared.onRedisDown = 'local-share'
+    one!.shared.generation = null
+    one!.shared.become('gone')
+    const error = await rejection(Promise.resolve(one!.limiter.admit(demand({ requestsPerMinute: 5 }), [])))
+    t.match(error, { wire: 'limits_unavailable', statusCode: 503 })
+  })
+
   t.test('local-share: a call that fits into the whole limit is not too large for a part of it', async t => {
     const [one] = await processes(t, 'one', 'two')
     one!.shared.onRedisDown = 'local-share'

@@ -8,6 +8,7 @@ export interface SharedDouble extends Shared {
   down: string | null
   onRedisDown: 'deny' | 'local-share'
   instances: string[]
+  generation: string | null
   /** By how many seconds the clock of Redis is ahead, for scripts that ask it. */
   ahead: number
   /** Scripts that were run. */

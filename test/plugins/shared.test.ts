@@ -129,11 +129,42 @@ if (redis !== null) {
     t.equal(await shared.get('k'), null)
   })
 
-  t.test('a gateway starts without its Redis, and where a share may be spent it is ready', async t => {
+  t.test('a gateway starts without its Redis, and is not ready: nobody knows what its share is', async t => {
     const { app, shared } = await build(t, { url: 'redis://:s3cr3t-word@127.0.0.1:1', onRedisDown: 'local-share' })
     t.ok(shared.down)
     t.notMatch(shared.down, 's3cr3t-word')
     t.equal(shared.processes, 1)
+    t.match((await app.gateway.readiness()).checks, { redis: { ok: false, degraded: true } })
+  })
+
+  t.test('Redis that has answered once and went away: ready where a share may be spent', async t => {
+    const proxy = await slowProxy(t, port)
+    const { app, shared } = await build(t, {
+      url: `redis://127.0.0.1:${proxy.port}`,
+      timeout: 50,
+      onRedisDown: 'local-share'
+    })
+    await until(() => shared.down === null)
+    proxy.delay = 500
+    await until(() => shared.down !== null)
     t.match((await app.gateway.readiness()).checks, { redis: { ok: true, degraded: true } })
+  })
+
+  t.test('a Redis that may evict keys is warned of once, and shown by /ready', async t => {
+    const client = new Redis(redis.url)
+    t.teardown(async () => {
+      await client.config('SET', 'maxmemory', '0', 'maxmemory-policy', 'noeviction')
+      client.disconnect()
+    })
+    const warnings = (log: string[]) => log.filter(line => line.includes('maxmemory-policy')).length
+    await client.config('SET', 'maxmemory', '0', 'maxmemory-policy', 'allkeys-lru')
+    t.equal(warnings((await build(t)).log), 0, 'without a maximum nothing is ever evicted')
+    await client.config('SET', 'maxmemory', '100mb')
+    const { app, log, shared } = await build(t)
+    await client.call('CLIENT', 'KILL', 'TYPE', 'normal', 'SKIPME', 'yes')
+    await until(() => shared.down !== null)
+    await until(() => shared.down === null)
+    t.equal(warnings(log), 1)
+    t.match((await app.gateway.readiness()).checks['redis'], { ok: true, warning: /allkeys-lru/ })
   })
 }
