@@ -1,5 +1,5 @@
 import type { Balance } from '../../schemas/ledger.ts'
-import { endOf, type Period, periodKey } from '../../schemas/periods.ts'
+import { endOf, type Period, periodKey, startOf } from '../../schemas/periods.ts'
 import type { BudgetLimit } from '../../schemas/tenants.ts'
 
 export type Kind = 'key' | 'tenant' | 'gateway'
@@ -18,6 +18,8 @@ export class Account {
   readonly scope: string
   readonly period: Period
   readonly periodKey: string
+  /** Milliseconds since 1970. */
+  readonly begins: number
   /** Milliseconds since 1970; Infinity for `total`. */
   readonly ends: number
   budget: BudgetLimit
@@ -32,6 +34,10 @@ export class Account {
   calls = 0
   /** Since somebody last looked for what can be forgotten. */
   used = true
+  /** An account of the same scope that came before, while it is still of use; it may have another in turn. */
+  elder: Account | null = null
+  /** Forgotten: if its scope and period come back, another one stands for them. */
+  gone = false
   /** Until it is known what was spent before. */
   loading: Promise<void> | null = null
   /** Texts for the ledger, kept with what they were made of. */
@@ -62,6 +68,8 @@ export class Account {
   stale = false
   /** Among those whose numbers Redis has. */
   known = false
+  /** Redis was asked for what is held in other periods. */
+  probed = false
   /** Dead processes whose spending `base` contains. */
   buried: string[] = []
   /** Place in the call to Redis that is being made. */
@@ -74,6 +82,7 @@ export class Account {
     this.scope = kind === 'gateway' ? kind : `${kind}:${id}`
     this.period = budget.period
     this.periodKey = periodKey(budget.period, time)
+    this.begins = startOf(budget.period, time)
     this.ends = endOf(budget.period, time)
     this.enforced = enforced
     this.budget = budget
@@ -105,6 +114,19 @@ export class Account {
     this.carry = small ? 0n : sum
     this.spent = small ? Number(sum) : 0
     this.limitTo(this.budget)
+  }
+
+  /** Held in budgets of other periods: what those calls cost will count here. */
+  get heldElsewhere(): number {
+    let sum = 0
+    for (let { elder } = this; elder !== null; elder = elder.elder) if (elder.period !== this.period) sum += elder.held
+    return sum
+  }
+
+  /** Nothing is lost when it is forgotten, as long as the books are kept. */
+  get idle(): boolean {
+    const { calls, held, unfolded, loading, dirty } = this
+    return calls === 0 && held === 0 && unfolded === 0 && loading === null && !dirty
   }
 
   /** Everything that this process has settled. */

@@ -1,7 +1,7 @@
 import { isGatewayError, LimitsUnavailable } from '../../schemas/errors.ts'
 import type { Log } from '../../schemas/gateway.ts'
 import type { Balance } from '../../schemas/ledger.ts'
-import { startOf } from '../../schemas/periods.ts'
+import { periodKey } from '../../schemas/periods.ts'
 import type { Store } from '../../schemas/store.ts'
 import type { BudgetLimit } from '../../schemas/tenants.ts'
 import { Account, type Kind } from './account.ts'
@@ -14,6 +14,8 @@ export interface BooksOptions {
   readonly hardStop: boolean
   /** Accounts kept of keys and of tenants, each, unless calls need more. */
   readonly most: number
+  /** What is spent in an account, as far as this process knows. */
+  spentIn(account: Account): bigint
   /** A new account knows what was spent before, or begins with nothing. */
   started(account: Account): void
 }
@@ -33,19 +35,27 @@ export interface Books {
 /** How many are looked at for each that is added to a full map. */
 const looks = 100
 
-export function createBooks({ store: storeOf, log, hardStop, most, started }: BooksOptions): Books {
+export function createBooks({ store: storeOf, log, hardStop, most, spentIn, started }: BooksOptions): Books {
   const maps = {
     key: new Map<string, Account>(),
     tenant: new Map<string, Account>(),
     gateway: new Map<string, Account>()
   }
+  /** The latest time that anybody asked for: later than now after the clock was wrong. */
+  let furthest = 0
   type Question = { scope: string; period: string; answer: (balance: Balance) => void; fail: (error: unknown) => void }
   let questions: Question[] = []
 
   function account(kind: Kind, id: string, budget: BudgetLimit, time: number): Account {
     const known = maps[kind].get(id)
-    if (known === undefined || known.period !== budget.period) return open(kind, id, budget, time, known)
-    if (time >= known.ends && known.loading === null) return next(known, budget, time)
+    const before = furthest
+    if (time > furthest) furthest = time
+    if (known === undefined) return open(kind, id, budget, time)
+    if (known.elder !== null && storeOf() !== undefined) prune(known)
+    if (known.period !== budget.period || time < known.begins) return change(known, budget, time)
+    if (time >= known.ends && known.loading === null) {
+      return time < before ? change(known, budget, time) : next(known, budget, time)
+    }
     if (known.budget !== budget) known.limitTo(budget)
     known.used = true
     return known
@@ -54,40 +64,126 @@ export function createBooks({ store: storeOf, log, hardStop, most, started }: Bo
   /** The next period begins with nothing: nobody can have spent in it. Who holds something in the last one keeps that. */
   function next(last: Account, budget: BudgetLimit, time: number): Account {
     const account = new Account(last.kind, last.id, budget, time, last.enforced)
+    account.elder = last
+    prune(account)
     maps[last.kind].set(last.id, account)
     started(account)
     return account
   }
 
-  function open(kind: Kind, id: string, budget: BudgetLimit, time: number, before: Account | undefined): Account {
-    const map = maps[kind]
+  /** Another period than the last one: the budget was changed, or the clock set back. What is held stays where it is. */
+  function change(last: Account, budget: BudgetLimit, time: number): Account {
+    const found = unlink(last, periodKey(budget.period, time))
+    const account = found ?? new Account(last.kind, last.id, budget, time, last.enforced)
+    account.limitTo(budget)
+    account.used = true
+    account.elder = last
+    maps[last.kind].set(last.id, account)
     const store = storeOf()
-    if (before === undefined && map.size >= most) forget(map)
-    const account = new Account(kind, id, budget, time, kind !== 'gateway' || hardStop)
-    map.set(id, account)
+    // What was spent under the last one counts, unless this one simply follows it.
+    const counts = time < last.ends || account.period !== last.period
     if (store === undefined) {
-      if (before !== undefined) account.start({ spent: before.total, version: 0 })
+      if (counts) takeOver(last, account, found === null)
       started(account)
-      return account
-    }
-    account.loading = load(account, store, before, time)
-    // Whoever needs it waits for it; nobody may.
-    account.loading.catch(() => {})
+    } else begin(account, store, last, counts)
+    prune(account)
     return account
   }
 
-  async function load(account: Account, store: Store, before: Account | undefined, time: number): Promise<void> {
-    const { scope, period, periodKey } = account
+  /** Without books. Where the clock was wrong, what was spent meanwhile moves; a changed budget keeps what was spent. */
+  function takeOver(from: Account, to: Account, isNew: boolean): void {
+    const { total, unfolded } = from
+    if (isNew) {
+      to.start({ spent: spentIn(from), version: 0 })
+      return
+    }
+    if (from.period !== to.period) {
+      if (total > to.total) to.spend(total - to.total)
+      return
+    }
+    from.spend(-total)
+    to.spend(total)
+    from.unfolded -= unfolded
+    to.unfolded += unfolded
+  }
+
+  function unlink(last: Account, key: string): Account | null {
+    for (let younger = last; younger.elder !== null; younger = younger.elder) {
+      const { elder } = younger
+      if (elder.periodKey !== key) continue
+      younger.elder = elder.elder
+      elder.elder = null
+      return elder
+    }
+    return null
+  }
+
+  /** Without books the last account of each period is all that is known of it. */
+  function prune(account: Account): void {
+    const kept = storeOf() === undefined
+    const younger = new Set([account.period])
+    let at = account
+    while (at.elder !== null) {
+      const { elder } = at
+      if (elder.idle && !(kept && (elder.period === account.period || !younger.has(elder.period)))) {
+        elder.gone = true
+        at.elder = elder.elder
+        elder.elder = null
+      } else at = elder
+      younger.add(elder.period)
+    }
+  }
+
+  function open(kind: Kind, id: string, budget: BudgetLimit, time: number): Account {
+    const map = maps[kind]
+    const store = storeOf()
+    if (map.size >= most) forget(map)
+    const account = new Account(kind, id, budget, time, kind !== 'gateway' || hardStop)
+    map.set(id, account)
+    if (store === undefined) started(account)
+    else begin(account, store, null, false)
+    return account
+  }
+
+  /** @param counts whether the rows of its period are to be counted, whatever they were charged to */
+  function begin(account: Account, store: Store, before: Account | null, counts: boolean): void {
+    account.loading = load(account, store, before, counts)
+    // Whoever needs it waits for it; nobody may.
+    account.loading.catch(() => {})
+  }
+
+  async function load(account: Account, store: Store, before: Account | null, counts: boolean): Promise<void> {
+    const { scope, period, periodKey, begins } = account
     try {
-      // The last call that the other period was charged with may have been written down in this very turn.
-      if (before !== undefined) await new Promise(resolve => setTimeout(resolve, 20))
-      const [own, total] = await Promise.all([balance(scope, periodKey), balance(scope, 'total')])
-      const rows = period !== 'total' && (before !== undefined || (own.version === 0 && total.version > 0))
-      account.start(rows ? await store.ledger.recount(scope, periodKey, startOf(period, time)) : own)
+      for (let again = 3; ; again--) {
+        // The last call that the other period was charged with may have been written down in this very turn.
+        if (before !== null) await new Promise(resolve => setTimeout(resolve, 20))
+        const { settled, total: spent } = account
+        const [own, total] = await Promise.all([balance(scope, periodKey), balance(scope, 'total')])
+        const rows = period !== 'total' && (before === null ? own.version === 0 && total.version > 0 : counts)
+        const balanced = rows ? await store.ledger.recount(scope, periodKey, begins) : own
+        // Calls have ended meanwhile: who knows whether they are in it. At the last they rather count twice.
+        const late = account.total - spent
+        if (late !== 0n && again > 0) continue
+        account.contain(settled)
+        account.start(balanced)
+        account.spend(late)
+        break
+      }
       account.loading = null
       started(account)
     } catch (error) {
-      if (maps[account.kind].get(account.id) === account) maps[account.kind].delete(account.id)
+      account.loading = null
+      const map = maps[account.kind]
+      if (map.get(account.id) === account) {
+        if (before === null) map.delete(account.id)
+        else {
+          // The next call tries again.
+          map.set(account.id, before)
+          account.elder = before.elder
+          before.elder = account
+        }
+      }
       throw unreadable(error)
     }
   }
@@ -99,8 +195,11 @@ export function createBooks({ store: storeOf, log, hardStop, most, started }: Bo
     for (const [id, account] of map) {
       if (looked++ === looks) return
       map.delete(id)
-      const idle = !account.used && account.calls === 0 && account.unfolded === 0 && account.loading === null
-      if (idle) continue
+      if (account.elder !== null) prune(account)
+      if (!account.used && account.idle && account.elder === null) {
+        account.gone = true
+        continue
+      }
       account.used = false
       map.set(id, account)
     }

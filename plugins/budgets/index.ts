@@ -10,7 +10,7 @@ import {
 } from '../../schemas/errors.ts'
 import type { Inference, Outcome, Principal, Target } from '../../schemas/gateway.ts'
 import { mostNano, nanoOf, usdOf, usdText } from '../../schemas/money.ts'
-import { endOf, periodKey, startOf } from '../../schemas/periods.ts'
+import { endOf, periodKey } from '../../schemas/periods.ts'
 import type { Pricing } from '../../schemas/pricing.ts'
 import type { Store } from '../../schemas/store.ts'
 import type { BudgetLimit, Tenant } from '../../schemas/tenants.ts'
@@ -34,6 +34,12 @@ export interface BudgetsOptions {
   now?: () => number
 }
 
+/** Milliseconds that the clock may go back while the periods stay. */
+const mostBack = 5 * 60_000
+/** Milliseconds until rows of calls that have ended can be counted, and until a failed count is tried again. */
+const recountAfter = 100
+const recountAgain = 5_000
+
 /** Holds the worst case of each call before it is sent, and books the truth when it has ended. */
 async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Promise<void> {
   const { gateway } = app
@@ -50,6 +56,7 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
     log,
     hardStop: whole?.hardStop ?? true,
     most: options.accounts ?? 50_000,
+    spentIn: account => (redis === null ? account.total : account.seenSpent),
     started: account => redis?.started(account)
   })
   const redis: SharedEngine | null = gateway.shared
@@ -67,17 +74,21 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
   const engine: Engine = redis ?? createMemory(account => warning.look(account, account.spent + Number(account.carry)))
   let latest = 0
   let resetting: Promise<unknown> = Promise.resolve()
-  const recounts = new Set<Account>()
+  /** Costs that the books are still to be made to contain, and when that is tried. */
+  const recounts = new Map<Account, { owed: number; timer: NodeJS.Timeout }>()
 
   /** The ledger is registered later. Without one nothing that is settled ever gets into the store's balances. */
   function bookkeeper(): Store | undefined {
     return gateway.ledger === undefined ? undefined : gateway.store
   }
 
-  /** Never goes back: what has begun is not taken up again. */
+  /** Does not follow small steps back: what has begun is not taken up again. After a large one it was wrong before. */
   function clock(): number {
     const time = now()
-    if (time > latest) latest = time
+    if (latest - time > mostBack) {
+      log.warn({ from: latest, to: time }, 'the clock was set back: budgets go back to the periods of the new time')
+      latest = time
+    } else if (time > latest) latest = time
     return latest
   }
 
@@ -166,28 +177,50 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
     if (!(hold instanceof BudgetHold)) return
     let cost = 0
     for (const expense of inference.expenses) cost += expense.cost ?? 0
-    if (!hold.end(cost)) return
+    if (hold.ended) return
+    if (hold.key !== null) follow(hold.key, cost)
+    if (hold.tenant !== null) follow(hold.tenant, cost)
+    hold.end(cost)
     if (cost > hold.amount) {
       counters.overrun++
       log.warn({ id: inference.id, cost, held: hold.amount }, 'a call cost more than could be foreseen')
     }
-    if (hold.tenant !== null) follow(hold.tenant, cost)
   }
 
-  /** The tenant's budget has another period than when the call began: it counts there too. */
+  /** The budget has another period than when the call began: it counts there too. */
   function follow(account: Account, cost: number): void {
-    const current = books.find('tenant', account.id)
+    const current = books.find(account.kind, account.id)
     if (current === undefined || current.period === account.period || cost === 0) return
-    if (redis === null) current.spend(cost)
     const store = bookkeeper()
-    if (store === undefined || current.period === 'total' || recounts.has(current)) return
-    recounts.add(current)
-    setTimeout(() => {
-      recounts.delete(current)
-      store.ledger.recount(current.scope, current.periodKey, startOf(current.period, latest)).catch(error => {
-        log.error({ err: error, scope: current.scope }, 'a budget whose period has changed cannot be counted again')
-      })
-    }, 100).unref()
+    if (redis === null) current.spend(cost)
+    else if (store === undefined) redis.book(current, cost)
+    else redis.keep(current, cost)
+    if (store === undefined || (redis === null && current.period === 'total')) return
+    const known = recounts.get(current)
+    if (known === undefined) recountLater(current, cost, recountAfter)
+    else known.owed += cost
+  }
+
+  function recountLater(account: Account, owed: number, delay: number): void {
+    const timer = setTimeout(() => void recount(account), delay).unref()
+    recounts.set(account, { owed, timer })
+  }
+
+  /** A total contains what the ledger writes down; in other periods the rows have to be counted again. */
+  async function recount(account: Account): Promise<void> {
+    const owed = recounts.get(account)?.owed ?? 0
+    recounts.delete(account)
+    const { scope, period, periodKey, begins } = account
+    try {
+      if (period !== 'total') await bookkeeper()?.ledger.recount(scope, periodKey, begins)
+      await redis?.refresh(account)
+      redis?.keep(account, -owed)
+    } catch (error) {
+      log.error({ err: error, scope }, 'a budget whose period has changed cannot be counted again')
+      const since = recounts.get(account)
+      if (since === undefined) recountLater(account, owed, recountAgain)
+      else since.owed += owed
+    }
   }
 
   /** The bound at the dearest target that the call can reach. @throws ModelUnpriced, RequestCostExceeded */
@@ -260,7 +293,7 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
     }
     await redis?.ask(account).catch(() => {})
     const spent = redis === null ? account.total : account.seenSpent
-    const held = redis === null ? account.held : account.seenHeld
+    const held = redis === null ? account.held + account.heldElsewhere : account.seenHeld
     return { ...state, periodKey: account.periodKey, spent: smaller(spent), held }
   }
 
@@ -279,7 +312,9 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
       }
       try {
         await redis.ask(account)
-        await empty(account, account.seenSpent, actor)
+        // What a process has settled may count twice until it knows that the books contain it.
+        await redis.refresh(account)
+        await empty(account, bookkeeper() === undefined ? account.seenSpent : account.base, actor)
       } finally {
         await shared.delete('b:reset').catch(() => {})
       }
@@ -294,7 +329,7 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
     const store = bookkeeper()
     if (store === undefined) {
       if (redis === null) account.spend(-spent)
-      else redis.rebase(account, { spent: account.seenBase - spent, version: latest })
+      else redis.rebase(account, { spent: account.seenBase - spent, version: Math.max(latest, account.version + 1) })
       return
     }
     await store.ledger.adjust(
@@ -324,7 +359,10 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
   app.addHook('onReady', async () => {
     if (wholeBudget !== null) await books.account('gateway', '', wholeBudget, clock()).loading
   })
-  app.addHook('onClose', async () => redis?.close())
+  app.addHook('onClose', async () => {
+    for (const { timer } of recounts.values()) clearTimeout(timer)
+    redis?.close()
+  })
 }
 
 /** A key that was rotated spends on what its predecessor had. */

@@ -18,8 +18,8 @@ export function createMemory(spentOf: (account: Account) => void): Engine {
   return {
     acquire(hold, amount) {
       const { key, tenant, gateway } = hold
-      if (key !== null && lacks(key, amount)) throw refusal(key, key.total, key.held, amount)
-      if (tenant !== null && lacks(tenant, amount)) throw refusal(tenant, tenant.total, tenant.held, amount)
+      if (key !== null && lacks(key, amount)) throw refusal(key, key.total, heldFor(key), amount)
+      if (tenant !== null && lacks(tenant, amount)) throw refusal(tenant, tenant.total, heldFor(tenant), amount)
       if (gateway !== null && lacks(gateway, amount)) throw refusal(gateway, gateway.total, gateway.held, amount)
       take(key, amount)
       take(tenant, amount)
@@ -36,10 +36,14 @@ export function createMemory(spentOf: (account: Account) => void): Engine {
       take(tenant, -amount)
       take(gateway, -amount)
     },
-    remaining: ({ cap, spent, held }) => cap - spent - held
+    remaining: account => account.cap - account.spent - heldFor(account)
   }
 }
 
-function lacks({ cap, spent, held }: Account, amount: number): boolean {
-  return spent + held + amount > cap
+function lacks(account: Account, amount: number): boolean {
+  return account.spent + heldFor(account) + amount > account.cap
+}
+
+function heldFor(account: Account): number {
+  return account.elder === null ? account.held : account.held + account.heldElsewhere
 }

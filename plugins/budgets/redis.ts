@@ -1,6 +1,7 @@
 import { LimitsUnavailable } from '../../schemas/errors.ts'
 import type { Log } from '../../schemas/gateway.ts'
 import type { Balance } from '../../schemas/ledger.ts'
+import { periodKey, periods } from '../../schemas/periods.ts'
 import type { Shared } from '../../schemas/shared.ts'
 import type { Store } from '../../schemas/store.ts'
 import type { Account } from './account.ts'
@@ -28,6 +29,10 @@ export interface SharedEngine extends Engine {
   ask(account: Account): Promise<void>
   /** Reads the store's balance again. */
   refresh(account: Account): Promise<void>
+  /** Holds an amount for a cost until the books contain it; the same amount, negative, ends that. */
+  keep(account: Account, amount: number): void
+  /** Books a cost without a hold. */
+  book(account: Account, cost: number): void
   /** Takes over a newer balance. */
   rebase(account: Account, balance: { spent: bigint; version: number }): void
   close(): void
@@ -121,7 +126,7 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
   }
 
   function announce(account: Account): void {
-    if (account.dirty) return
+    if (account.dirty || account.gone) return
     account.dirty = true
     dirty.push(account)
   }
@@ -240,6 +245,8 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
         account.buried.length,
         ...account.buried
       )
+      const others = othersOf(account, time)
+      args.push(account.periodKey, others.length, ...others)
       // Should this call be lost, the next answer names them again.
       account.buried = []
     }
@@ -251,6 +258,18 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
     return { keys, args }
   }
 
+  /** Other periods in which calls of the same scope may hold something: where the period was changed. */
+  function othersOf(account: Account, time: number): string[] {
+    const others: string[] = []
+    if (!account.probed) {
+      for (const period of periods) if (period !== account.period) others.push(periodKey(period, time))
+    }
+    for (let { elder } = account; elder !== null; elder = elder.elder) {
+      if (elder.period !== account.period && !others.includes(elder.periodKey)) others.push(elder.periodKey)
+    }
+    return others
+  }
+
   function read(answer: readonly unknown[], requests: readonly Request[], scopes: readonly Account[]): void {
     let at = 1
     const missing: Account[] = []
@@ -258,6 +277,7 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
       account.seenBase = BigInt(String(answer[at]))
       account.seenSpent = account.seenBase + BigInt(String(answer[at + 1]))
       account.seenHeld = Number(answer[at + 2])
+      account.probed = true
       if (answer[at + 3] !== '1') missing.push(account)
       const dead = String(answer[at + 4])
       if (dead !== '') for (const instance of dead.split(' ')) bury(account, instance)
@@ -421,7 +441,12 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
         hold.granted(amount)
         return
       }
-      return new Promise<void>((resolve, reject) => {
+      // Not to be forgotten meanwhile, even if the call leaves.
+      for (const account of accounts) account.calls++
+      const decided = () => {
+        for (const account of accounts) account.calls--
+      }
+      const decision = new Promise<void>((resolve, reject) => {
         const request = { hold, accounts, amount, resolve, reject, reads: 0 }
         if (shared.down !== null) {
           giveUp([request], shared.down)
@@ -430,6 +455,8 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
         waiting.push(request)
         schedule()
       })
+      decision.then(decided, decided)
+      return decision
     },
     settle(hold, cost) {
       if (hold.amount === 0 && cost === 0) return
@@ -468,6 +495,17 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
       })
     },
     refresh: account => refresh([account]),
+    keep(account, amount) {
+      account.held += amount
+      announce(account)
+      schedule()
+    },
+    book(account, cost) {
+      account.unfolded += cost
+      account.settledSince += cost
+      announce(account)
+      schedule()
+    },
     rebase(account, { spent, version }) {
       if (version < account.version) return
       account.base = spent

@@ -5,11 +5,11 @@ import type { Script } from '../../schemas/shared.ts'
  *
  * KEYS: generation, instances, sequence of this process, then a hash for each scope. ARGV: generation, instance, number of
  * this call, 1 where a store keeps the books, how many scopes; for each scope: limit or '', base, version, held, unfolded,
- * 1 if base was just read, milliseconds to keep it (0: for ever), how many dead processes are in base, their ids; then how
- * many holds; for each hold: amount, how many scopes, their places.
+ * 1 if base was just read, milliseconds to keep it (0: for ever), how many dead processes are in base, their ids, the name of
+ * its period, how many other periods may hold something, their names; then how many holds; for each hold: amount, how many scopes, their places.
  *
  * A hash: `g` generation that it belongs to, `b` base and `v` its version, `ok` once a base was read in this generation,
- * `h:<instance>` held, `u:<instance>` settled by it and not in base.
+ * `e` the other periods whose hashes hold something that counts here too, `h:<instance>` held, `u:<instance>` settled by it and not in base.
  *
  * Answers: 'ok', for each scope: spent, held, 1 if its base is good, ids of dead processes with spending of their own; then
  * for each hold: 0 granted, the place of the scope that refuses it, -1 while others are rebuilding, -2 a base is missing.
@@ -67,6 +67,10 @@ for place = 1, tonumber(ARGV[5]) do
       hash['u:' .. name] = nil
     end
   end
+  local own, elders = take(), {}
+  for name in string.gmatch(hash.e or '', '%S+') do elders[name] = true end
+  for i = 1, tonumber(take()) do elders[take()] = true end
+  scope.stem, scope.elders, scope.e = string.sub(key, 1, #key - #own), elders, hash.e
   if (hash['u:' .. me] or '0') ~= unfolded then redis.call('HSET', key, 'u:' .. me, unfolded) end
   hash['u:' .. me] = unfolded
   if (hash['h:' .. me] or '0') ~= held then redis.call('HSET', key, 'h:' .. me, held) end
@@ -99,6 +103,43 @@ for place = 1, tonumber(ARGV[5]) do
   scope.base = hash.b
   if ttl > 0 then redis.call('PEXPIRE', key, text(ttl)) end
   scopes[place] = scope
+  scopes[key] = scope
+end
+
+-- What calls hold in other periods of the same scope: with the numbers of this call, where it has them.
+for place = 1, tonumber(ARGV[5]) do
+  local scope = scopes[place]
+  local open = {}
+  scope.before, scope.also = 0, {}
+  for name in pairs(scope.elders) do
+    local key = scope.stem .. name
+    local sum = 0
+    if scopes[key] then
+      scope.also[#scope.also + 1] = scopes[key]
+      sum = scopes[key].held
+    else
+      local flat = redis.call('HGETALL', key)
+      local hash = {}
+      for i = 1, #flat, 2 do hash[flat[i]] = flat[i + 1] end
+      if hash.g == ARGV[1] then
+        for field, value in pairs(hash) do
+          local instance = string.sub(field, 3)
+          if string.sub(field, 1, 2) == 'h:' and (instance == me or calm or alive[instance]) then sum = sum + tonumber(value) end
+        end
+      end
+      scope.before = scope.before + sum
+    end
+    if sum > 0 then open[#open + 1] = name end
+  end
+  table.sort(open)
+  local e = table.concat(open, ' ')
+  if e ~= (scope.e or '') then redis.call('HSET', scope.key, 'e', e) end
+end
+
+local function heldFor(scope)
+  local sum = scope.held + scope.before
+  for _, other in ipairs(scope.also) do sum = sum + other.held end
+  return sum
 end
 
 local verdicts = {}
@@ -112,7 +153,7 @@ for i = 1, tonumber(take()) do
     local scope = scopes[place]
     if verdict == 0 or verdict == -2 then
       if not scope.ok then verdict = -2
-      elseif verdict == 0 and scope.limit and scope.spent + scope.extra + scope.held + amount > scope.limit then
+      elseif verdict == 0 and scope.limit and scope.spent + scope.extra + heldFor(scope) + amount > scope.limit then
         verdict = place
       end
     end
@@ -133,7 +174,7 @@ for _, scope in ipairs(scopes) do
   if scope.changed then redis.call('HSET', scope.key, 'h:' .. me, text(scope.mine)) end
   answer[#answer + 1] = scope.base
   answer[#answer + 1] = text(scope.extra)
-  answer[#answer + 1] = text(scope.held)
+  answer[#answer + 1] = text(heldFor(scope))
   answer[#answer + 1] = scope.ok and '1' or '0'
   answer[#answer + 1] = scope.leftovers
 end

@@ -321,6 +321,47 @@ t.test('on Redis', async t => {
     }
   })
 
+  t.test('a budget whose period changes counts what other processes hold in the old one', async t => {
+    count++
+    const books = new FakeBooks()
+    const a = await one(t, books, 'a', { budgets: { now: () => day } })
+    const b = await one(t, books, 'b', { budgets: { now: () => day } })
+    a.budget('acme', 1_000)
+    const gate = Promise.withResolvers<void>()
+    await until(() => spends(a.ask({ cost: 0 })))
+    const calls = Array.from({ length: 9 }, () => a.ask({ gate: gate.promise }))
+    await until(async () => (await a.state('tenant:acme')).held === 900)
+    for (const { budget } of [a, b]) budget('acme', 1_000, 'day')
+    t.match(await messageOf(b.ask({ output: 84 })), 'calls in flight hold $0.0000009 of it')
+    await b.ask({})
+    t.match(await messageOf(a.ask({})), 'calls in flight hold $0.0000009 of it')
+    gate.resolve()
+    await Promise.all(calls)
+    t.ok(await messageOf(b.ask({ output: 1 })))
+    await until(async () => (await b.state('tenant:acme')).spent === 1_000)
+    await until(async () => (await b.state('tenant:acme')).held === 0)
+    t.ok(await messageOf(b.ask({ output: 1 })))
+  })
+
+  t.test('a reset takes out what the books contain, not what is counted twice for a moment', async t => {
+    count++
+    const books = new FakeBooks()
+    const budgets = { now: () => day, gateway: whole(1) }
+    const a = await one(t, books, 'a', { budgets })
+    const b = await one(t, books, 'b', { budgets })
+    await until(() => spends(a.ask({ cost: 0 })))
+    await b.ask({})
+    books.fold('b')
+    await b.app.close()
+    await a.ask({})
+    const spent = async () => (await a.app.gateway.budgets!.gateway())?.spent
+    await until(async () => (await spent()) === 300)
+    t.match(await a.app.gateway.budgets!.reset('x'), { spent: 100 })
+    t.equal(books.read('gateway', 'day:2026-11-21').spent, 0n)
+    books.closed.add('b')
+    await until(async () => (await spent()) === 0)
+  })
+
   t.test('what a dead process has spent counts twice until its books are closed, and never less than once', async t => {
     count++
     const books = new FakeBooks()
