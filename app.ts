@@ -1,4 +1,4 @@
-import Fastify, { type FastifyInstance } from 'fastify'
+import { type FastifyInstance, fastify } from 'fastify'
 import fp from 'fastify-plugin'
 import admin from './plugins/admin/index.ts'
 import auth from './plugins/auth/index.ts'
@@ -107,7 +107,7 @@ function journalDirectory(store: string | false): string | undefined {
 export async function verifyBooks(settings: Settings, log: Log): Promise<Verification> {
   const { store: url, plugins } = settings
   if (url === false) throw new Error('There is no database: store is false.')
-  const app = Fastify({ logger: false })
+  const app = fastify({ logger: false })
   try {
     await app.register(gateway, { log })
     await app.register(routing)

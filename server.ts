@@ -142,9 +142,9 @@ async function start(settings: Settings, notes: string[]): Promise<void> {
     setTimeout(() => app.server.closeAllConnections(), server.shutdownGrace + 1_000)
     await app.close()
   })
-  await app.register(modelGateway, { standalone: { settings, log, adminTokenGenerated: token !== null } })
 
   try {
+    await app.register(modelGateway, { standalone: { settings, log, adminTokenGenerated: token !== null } })
     const url = await app.listen({ host: server.host, port: server.port })
     log.info({ url }, 'listening')
     for (const note of notes) log.warn(note)

@@ -31,7 +31,8 @@ export const BaseUrl = Type.Transform(
 export const providerName = '^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$'
 /** Names of models and tasks, as a request carries them. */
 export const modelName = '^[^\\x00-\\x20\\x7f]{1,256}$'
-export const tenantName = '^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$'
+/** Never one that looks like a key. */
+export const tenantName = '^(?!gw_)[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$'
 
 function plainUrl(written: string): string {
   const { username, password } = new URL(written)

@@ -41,7 +41,13 @@ export function detail(error: GatewayError, own: Partial<Omit<GatewayError, 'nam
 
 /** The body of a fault of ours, ready to be sent. */
 export function errorBody(error: GatewayError): ErrorBody {
-  return { error: { message: error.message, type: error.type, param: error.param, code: error.wire } }
+  const param = error.param === null ? null : withoutKeys(error.param)
+  return { error: { message: withoutKeys(error.message), type: error.type, param, code: error.wire } }
+}
+
+/** A key of ours that somebody has put where a name belongs is not repeated. */
+export function withoutKeys(text: string): string {
+  return text.includes('gw_') ? text.replace(/gw_\w{4,}[\w-]*/g, 'gw_…') : text
 }
 
 // The table of design.md section 6. A new fault is a new line here and a line in docs/errors.md.

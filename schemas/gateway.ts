@@ -286,6 +286,11 @@ export interface Kernel {
   actFor?(principal: Principal, tenant: string): Principal
   /** Adds a capability under a name of its own; refuses a name that is taken. */
   decorate<Name extends keyof Gateway>(name: Name, value: Gateway[Name]): void
+  /**
+   * What another plugin has added, or undefined where it is not used. Adding it later throws, naming both: whoever looks
+   * for it looks once. While plugins load.
+   */
+  optional<Name extends keyof Gateway>(name: Name, by: string): Gateway[Name] | undefined
   /** Takes the innermost part; routing gives it, once. */
   routeWith(router: Router): void
   /** Takes what prices attempts or writes them down; each part once. */

@@ -28,9 +28,21 @@ export function checkReferences(config: unknown, report: Report): void {
   }
   checkLoops(models, report)
   checkKeys(root, report)
+  checkSwitches(root, report)
   const cors = entriesOf(entriesOf(root['server'])['cors'])
   if (cors['credentials'] === true && listOf(cors['origin']).includes('*')) {
     report.say(['server', 'cors', 'origin'], '* with credentials', 'origins by name where credentials is true')
+  }
+}
+
+/** What is switched off must not take along, unsaid, what somebody counts on. */
+function checkSwitches(root: Entries, report: Report): void {
+  const plugins = entriesOf(root['plugins'])
+  if (plugins['pricing'] === false && plugins['budgets'] !== false) {
+    report.say(['plugins', 'pricing'], 'false', 'true, or plugins.budgets false too: budgets need prices')
+  }
+  if (plugins['budgets'] === false && root['budget'] !== undefined && root['budget'] !== null) {
+    report.say(['budget'], 'a limit while plugins.budgets is false', 'nothing, or plugins.budgets true')
   }
 }
 

@@ -159,7 +159,7 @@ t.test('on a terminal the token is shown and the log is for people', { skip: mis
   const token = await gateway.until(/admin token +([\w-]{43})\r?\n/)
   t.equal(await ask(url, token), await ask(url))
   t.same(readdirSync(join(gateway.folder, 'tmp')), [], 'it is in no file')
-  t.match(gateway.said.stdout, /INFO.*listening/)
+  await gateway.until(/INFO.*listening/)
   t.notMatch(gateway.said.stdout, '{"level"')
   gateway.child.stdin.write('\x03')
   t.equal(await gateway.ended, 0)

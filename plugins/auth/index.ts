@@ -55,7 +55,9 @@ async function auth(app: FastifyInstance, options: AuthOptions): Promise<void> {
     scopes: ['chat']
   }
   const refuseStrangers = createDoor(app, options.origins ?? [])
-  const issued = gateway.store ? await startKeys(gateway.store) : null
+  gateway.optional('shared', 'auth')
+  const store = gateway.optional('store', 'auth')
+  const issued = store ? await startKeys(store) : null
   const tokens = options.jwt ? startTokens(options.jwt) : null
   if (issued !== null) gateway.decorate('keys', issued.keys)
 

@@ -13,11 +13,11 @@ export interface JwtOptions {
   /** Where the issuer publishes its keys. */
   jwksUri: string
   /** Asymmetric ones only. */
-  algorithms: readonly string[]
+  algorithms?: readonly string[]
   /** The claim that names the tenant. */
-  tenantClaim: string
+  tenantClaim?: string
   /** The claim that lists scopes, as an array or a text with spaces; without it a token may only call models. */
-  scopeClaim: string
+  scopeClaim?: string
 }
 
 export interface Tokens {
@@ -56,7 +56,8 @@ export function createTokens(
   options: JwtOptions,
   { limit, now, signal }: { limit: number; now: () => number; signal: AbortSignal }
 ): Tokens {
-  const algorithms = [...options.algorithms]
+  const algorithms = [...(options.algorithms ?? ['RS256'])]
+  const { tenantClaim = 'tenant', scopeClaim = 'scope' } = options
   const wrong = algorithms.find(algorithm => !asymmetric.test(algorithm))
   if (wrong !== undefined) throw new Error(`auth: jwt.algorithms cannot hold ${wrong}: only asymmetric ones are safe.`)
   if (algorithms.length === 0) throw new Error('auth: jwt.algorithms is empty.')
@@ -96,11 +97,11 @@ export function createTokens(
   }
 
   function principalOf(payload: JWTPayload): Principal {
-    const tenant = claim(payload, options.tenantClaim)
+    const tenant = claim(payload, tenantClaim)
     if (typeof tenant !== 'string' || !named.test(tenant)) {
       throw new InvalidApiKey('This token names no tenant.')
     }
-    return { tenant, key: null, kind: 'jwt', scopes: scopesOf(claim(payload, options.scopeClaim)) }
+    return { tenant, key: null, kind: 'jwt', scopes: scopesOf(claim(payload, scopeClaim)) }
   }
 
   return { check }

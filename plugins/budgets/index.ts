@@ -43,6 +43,8 @@ const recountAgain = 5_000
 /** Holds the worst case of each call before it is sent, and books the truth when it has ended. */
 async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Promise<void> {
   const { gateway } = app
+  gateway.optional('store', 'budgets')
+  gateway.optional('shared', 'budgets')
   const { log } = gateway
   const pricing = pricingOf(gateway.pricing)
   const { now = Date.now, defaultOutputTokens = 4_096, unpriced = 'deny' } = options

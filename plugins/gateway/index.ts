@@ -68,6 +68,8 @@ function createKernel(log: Log) {
   const layers = new Map<Stage, Layer[]>(stages.map(stage => [stage, []]))
   const attemptLayers: AttemptLayer[] = []
   const dependencies = new Map<string, () => Readiness | Promise<Readiness>>()
+  /** Names that a plugin has looked for in vain, and which plugin. */
+  const missed = new Map<keyof Gateway, string>()
   const running = createRunning<Call>()
   const newId = idGenerator()
   let router: Router | null = null
@@ -98,7 +100,17 @@ function createKernel(log: Log) {
     caller: options => processCaller(newId(), options ?? {}),
     decorate(name, value) {
       if (Object.hasOwn(kernel, name)) throw new Error(`gateway.${name} is taken: another plugin has added it.`)
+      const early = missed.get(name)
+      if (early !== undefined) {
+        throw new Error(
+          `The plugin that adds gateway.${name} is registered after ${early}, which uses it: register it before.`
+        )
+      }
       Object.defineProperty(kernel, name, { value, enumerable: true })
+    },
+    optional(name, by) {
+      if (!Object.hasOwn(kernel, name)) missed.set(name, by)
+      return Reflect.get(kernel, name)
     },
     routeWith(given) {
       if (router !== null) throw new Error('gateway.routeWith: another plugin routes already.')

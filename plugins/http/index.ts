@@ -10,7 +10,14 @@ import type {
   onRequestHookHandler
 } from 'fastify'
 import fp from 'fastify-plugin'
-import { errorBody, type GatewayError, InvalidApiKey, MissingScope, ResourceNotFound } from '../../schemas/errors.ts'
+import {
+  errorBody,
+  type GatewayError,
+  InvalidApiKey,
+  MissingScope,
+  ResourceNotFound,
+  withoutKeys
+} from '../../schemas/errors.ts'
 import type { Caller, Principal, TraceParent } from '../../schemas/gateway.ts'
 import type { Scope } from '../../schemas/tenants.ts'
 import { toGatewayError } from './errors.ts'
@@ -152,10 +159,11 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   /** What callers do wrong is theirs to see; what fails here or upstream is the operator's, except that we are closing. */
   function report(error: unknown, fault: GatewayError, id: string): void {
     const details = { requestId: id, code: fault.code }
-    if (fault.wire === 'shutting_down') gateway.log.info(details, fault.message)
+    const message = withoutKeys(fault.message)
+    if (fault.wire === 'shutting_down') gateway.log.info(details, message)
     else if (fault.statusCode >= 500) {
-      gateway.log.error({ err: error, ...details }, fault.message)
-    } else gateway.log.debug(details, fault.message)
+      gateway.log.error({ err: error, ...details }, message)
+    } else gateway.log.debug(details, message)
   }
 
   function fail(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {

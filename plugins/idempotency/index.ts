@@ -38,7 +38,9 @@ const visible = /^[\x21-\x7e]{1,255}$/
 /** `Idempotency-Key`: a repeat gets the answer of the first call, byte for byte, and costs nothing. */
 async function idempotency(app: FastifyInstance, options: IdempotencyOptions): Promise<void> {
   const { gateway } = app
-  const { store, shared, log } = gateway
+  const { log } = gateway
+  const store = gateway.optional('store', 'idempotency')
+  const shared = gateway.optional('shared', 'idempotency')
   const now = options.now ?? Date.now
   const ttl = options.ttl ?? 24 * hour
   const maxAnswer = options.maxAnswer ?? 4 * 1024 * 1024

@@ -14,22 +14,31 @@ import { createWriter } from './writer.ts'
 
 export interface LedgerOptions {
   /** When a line counts as written: in the file, on the disk, or in the database. */
-  durability: 'process' | 'power' | 'store'
+  durability?: 'process' | 'power' | 'store'
   /** What becomes of a call whose client has left: its provider is aborted, or it is read to its end. */
-  onClientGone: 'abort' | 'drain'
+  onClientGone?: 'abort' | 'drain'
   /** Milliseconds that rows are kept. */
-  retention: number
+  retention?: number
   /** Where the journal is written, before `directory`. */
   journal?: string
   /** Where the journal is written: a folder on a disk that stays. Absent: one that goes with the process, as a database in memory does. */
   directory?: string
   /** Other processes write into the same database; without it whatever they left behind is theirs no more. */
-  shared: boolean
+  shared?: boolean
   /** Milliseconds after which a silent process counts as dead. */
-  lease: number
+  lease?: number
   /** Stands in for the writes of tests. */
   write?: Parameters<typeof createWriter>[0]['write']
 }
+
+/** What is not said. */
+const defaults = {
+  durability: 'process',
+  onClientGone: 'abort',
+  retention: 90 * 86_400_000,
+  shared: false,
+  lease: 10_000
+} as const satisfies LedgerOptions
 
 /** Output that is likely where nobody has capped it, per choice. */
 const likelyOutput = 1_000
@@ -44,7 +53,8 @@ const commitPatience = 5_000
 const mismatchLogEvery = 10_000
 
 /** Writes every provider call down: before it is sent, and when the call it belongs to has ended. */
-async function ledger(app: FastifyInstance, options: LedgerOptions): Promise<void> {
+async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void> {
+  const options = { ...defaults, ...given }
   const { gateway } = app
   const store = storeOf(gateway.store)
   const { log } = gateway
@@ -178,7 +188,8 @@ async function ledger(app: FastifyInstance, options: LedgerOptions): Promise<voi
     const { entry, expenses } = inference
     const { status, httpStatus, errorCode } = endingOf(outcome)
     if (expenses.length === 0 || !(entry instanceof Entry)) {
-      refuse(errorCode ?? 'none', inference)
+      // An answer that was kept from an earlier call is no refusal.
+      if (outcome.status !== 'completed') refuse(errorCode ?? 'none', inference)
       return undefined
     }
     const { attempts } = entry

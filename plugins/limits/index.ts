@@ -15,7 +15,7 @@ export interface LimitsOptions {
 /** Requests and tokens per minute and calls at once, per tenant and per key, on every lane. */
 async function limits(app: FastifyInstance, options: LimitsOptions): Promise<void> {
   const { gateway } = app
-  const { shared } = gateway
+  const shared = gateway.optional('shared', 'limits')
   const memory = createMemory(options.now ?? performance.now.bind(performance))
   const redis = shared === undefined ? null : createRedis(shared, memory)
   const limiter = redis ?? memory

@@ -22,10 +22,11 @@ export interface SharedOptions {
 async function sharedPlugin(app: FastifyInstance, options: SharedOptions): Promise<void> {
   const { gateway } = app
   const { url, onRedisDown = 'deny', timeout = 50, lease = 10_000, prefix = 'gw:' } = options
-  const instance = gateway.store?.instance ?? randomBytes(9).toString('base64url')
+  const store = gateway.optional('store', 'shared')
+  const instance = store?.instance ?? randomBytes(9).toString('base64url')
   const connection = createConnection({ url, timeout, prefix, log: gateway.log })
   // Nobody has ever worked with this database, so nobody can have anything to tell about what Redis has forgotten.
-  const first = (await gateway.store?.setting('shared.first', instance).catch(() => null)) === instance
+  const first = (await store?.setting('shared.first', instance).catch(() => null)) === instance
   const members = createMembers({ connection, instance, lease, first, log: gateway.log })
   const messages = createMessages(connection, instance, () => members.tell({ down: null, lost: false }))
 

@@ -40,7 +40,7 @@ export function openSqlite({ url, lockWait }: SqliteOptions): Driver {
   let release: Release = () => {}
   if (!memory) {
     release = refused(named, () => {
-      mkdirSync(dirname(resolve(named)), { recursive: true })
+      mkdirSync(dirname(resolve(named)), { recursive: true, mode: 0o700 })
       return lockFile(named, lockWait)
     })
   }

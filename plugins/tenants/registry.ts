@@ -30,7 +30,8 @@ export interface Registry {
 }
 
 export function createRegistry(gateway: Gateway, options: TenantsOptions): Registry {
-  const { store, shared } = gateway
+  const store = gateway.optional('store', 'tenants')
+  const shared = gateway.optional('shared', 'tenants')
   const now = options.now ?? Date.now
   const fixed = new Map<string, Compiled>()
   for (const [id, settings] of Object.entries({ public: {}, ...options.tenants })) {

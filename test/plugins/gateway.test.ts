@@ -414,6 +414,12 @@ t.test('the kernel', async t => {
     t.match(error.message, /'routing'/)
   })
 
+  t.test('refuses what is added after somebody has looked for it, and names both', async t => {
+    const app = await host(t)
+    t.equal(app.gateway.optional('store', 'budgets'), undefined)
+    t.throws(() => app.gateway.decorate('store', undefined), { message: /gateway\.store .* after budgets/ })
+  })
+
   t.test('refuses a second router and a second accountant', async t => {
     const app = await host(t)
     t.throws(

@@ -105,3 +105,11 @@ t.test('a fault elsewhere hides none of these, and a part of the wrong kind adds
   ])
   t.strictSame(faultsOf({ models: 5, defaultModel: 'x', tasks: { a: 'b' } }), ['models: found 5; allowed: an object'])
 })
+
+t.test('prices that are switched off under budgets, and a budget without budgets, are faults', async t => {
+  t.match(faultsOf({ plugins: { pricing: false } }), [
+    /^plugins\.pricing: found false; allowed: true, or plugins\.budgets false/
+  ])
+  t.strictSame(faultsOf({ plugins: { pricing: false, budgets: false } }), [])
+  t.match(faultsOf({ budget: { dailyLimitUsd: 1 }, plugins: { budgets: false } }), [/^budget: found a limit/])
+})

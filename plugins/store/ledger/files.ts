@@ -50,7 +50,7 @@ export interface Chunk {
 
 /** Makes an empty journal. */
 export function createJournal(directory: string, books: string, instance: string, number: number): JournalFile {
-  mkdirSync(directory, { recursive: true })
+  mkdirSync(directory, { recursive: true, mode: 0o700 })
   const name = `${instance}-${number}.journal`
   writeFileSync(join(directory, name), headerOf(books, instance), { flag: 'wx', mode: 0o600, flush: true })
   syncDirectory(directory)
