@@ -37,6 +37,8 @@ export async function openStore(options: WorkerOptions, log: Log): Promise<Store
   const stateListeners: Array<(state: StoreState) => void> = []
   let state: StoreState = { ok: true, reason: null, backlog: 0 }
   let closing: Promise<void> | null = null
+  /** Before it was there it cannot go away: a failed start says its own line. */
+  let isStarted = false
 
   const remote = callTo<Methods, Events>(worker, (event, detail) => {
     const happened = { event, detail } as {
@@ -44,6 +46,7 @@ export async function openStore(options: WorkerOptions, log: Log): Promise<Store
     }[keyof Events]
     switch (happened.event) {
       case 'ready':
+        isStarted = true
         return started.resolve(happened.detail)
       case 'refused':
         return started.reject(new Error(happened.detail.message))
@@ -68,7 +71,7 @@ export async function openStore(options: WorkerOptions, log: Log): Promise<Store
   function ended(reason: string): void {
     started.reject(new Error(`The store cannot start: ${reason}.`))
     remote.fail(reason)
-    if (closing === null) change({ ok: false, reason, backlog: state.backlog })
+    if (closing === null && isStarted) change({ ok: false, reason, backlog: state.backlog })
   }
 
   function change(next: StoreState): void {
