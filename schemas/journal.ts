@@ -1,5 +1,5 @@
 import { type RecordStatus, recordStatuses } from './ledger.ts'
-import type { Usage } from './usage.ts'
+import { buckets, noUsage, type Usage } from './usage.ts'
 
 // The journal: lines that the event loop appends and the store's worker folds. One JSON array a line, its first entry
 // says what it is. A line without its line end was cut off and does not count.
@@ -122,8 +122,7 @@ function usageText(usage: Usage): string {
   if (rare === 0 && charge === null && !usage.mismatch) {
     return `[${whole(input, mostTokens)},${whole(output, mostTokens)},${reported}]`
   }
-  const buckets = [input, cacheRead, cacheWrite5m, cacheWrite1h, audioInput, output, reasoning, audioOutput]
-  const counts = buckets.map(bucket => whole(bucket, mostTokens)).join(',')
+  const counts = buckets.map(bucket => whole(usage[bucket], mostTokens)).join(',')
   return `[${counts},${reported},${money(charge)},${usage.mismatch ? 1 : 0}]`
 }
 
@@ -246,39 +245,17 @@ function writtenUsage(counts: unknown): Usage | null {
   if (counts.length === 3) {
     const [input, output, reported] = counts as readonly unknown[]
     if (!isCount(input) || !isCount(output)) return null
-    return {
-      input,
-      cacheRead: 0,
-      cacheWrite5m: 0,
-      cacheWrite1h: 0,
-      audioInput: 0,
-      output,
-      reasoning: 0,
-      audioOutput: 0,
-      source: reported === 1 ? 'reported' : 'estimated',
-      charge: null,
-      mismatch: false
-    }
+    return { ...noUsage, input, output, source: reported === 1 ? 'reported' : 'estimated' }
   }
-  const [input, cacheRead, cacheWrite5m, cacheWrite1h, audioInput, output, reasoning, audioOutput] =
-    counts as readonly unknown[]
-  const [reported, charge, mismatch] = counts.slice(8) as readonly unknown[]
-  if (!isCount(input) || !isCount(cacheRead) || !isCount(cacheWrite5m) || !isCount(cacheWrite1h)) return null
-  if (!isCount(audioInput) || !isCount(output) || !isCount(reasoning) || !isCount(audioOutput)) return null
+  const usage = { ...noUsage }
+  for (const [index, bucket] of buckets.entries()) {
+    const tokens: unknown = counts[index]
+    if (!isCount(tokens)) return null
+    usage[bucket] = tokens
+  }
+  const [reported, charge, mismatch] = counts.slice(buckets.length) as readonly unknown[]
   if (!isCountOrNull(charge)) return null
-  return {
-    input,
-    cacheRead,
-    cacheWrite5m,
-    cacheWrite1h,
-    audioInput,
-    output,
-    reasoning,
-    audioOutput,
-    source: reported === 1 ? 'reported' : 'estimated',
-    charge,
-    mismatch: mismatch === 1
-  }
+  return { ...usage, source: reported === 1 ? 'reported' : 'estimated', charge, mismatch: mismatch === 1 }
 }
 
 function statusOf(written: unknown): RecordStatus | undefined {

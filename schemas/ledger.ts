@@ -1,4 +1,4 @@
-import type { Usage } from './usage.ts'
+import { buckets, inputOf, noUsage, outputOf, type Usage } from './usage.ts'
 
 // What the books hold.
 
@@ -46,6 +46,35 @@ export interface LedgerRecord {
   /** The request's `metadata`. */
   readonly tags: Readonly<Record<string, unknown>> | null
   readonly attempts: readonly AttemptRecord[]
+}
+
+/** What attempts come to. */
+export interface Sums {
+  /** Nano-USD; null: nobody knows. */
+  readonly cost: number | null
+  readonly usage: Usage
+}
+
+/** What has no known price counts for nothing as long as something else is known. */
+export function sumOf(attempts: readonly Sums[]): Sums {
+  const [only] = attempts
+  if (only !== undefined && attempts.length === 1) return only
+  let cost = 0
+  let unknown = attempts.length === 0
+  let reported = false
+  let estimated = false
+  const sum = { ...noUsage }
+  for (const { cost: own, usage } of attempts) {
+    cost += own ?? 0
+    unknown ||= own === null
+    if (usage.source === 'reported') reported = true
+    else estimated ||= inputOf(usage) + outputOf(usage) > 0
+    for (const bucket of buckets) sum[bucket] += usage[bucket]
+  }
+  return {
+    cost: cost === 0 && unknown ? null : cost,
+    usage: { ...sum, source: reported && !estimated ? 'reported' : 'estimated' }
+  }
 }
 
 /** Which rows; all of them must fit. Newest first. */

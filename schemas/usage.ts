@@ -22,6 +22,18 @@ export interface Usage {
 /** No answer has more; whoever says so is not believed, and sums stay exact. */
 const mostTokens = 1_000_000_000_000
 
+/** The kinds of tokens, in the order in which rows and journal lines hold them. */
+export const buckets = [
+  'input',
+  'cacheRead',
+  'cacheWrite5m',
+  'cacheWrite1h',
+  'audioInput',
+  'output',
+  'reasoning',
+  'audioOutput'
+] as const
+
 export const noUsage: Usage = Object.freeze({
   input: 0,
   cacheRead: 0,

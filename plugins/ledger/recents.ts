@@ -1,4 +1,4 @@
-import type { AttemptRecord, LedgerRecord, RecordStatus } from '../../schemas/ledger.ts'
+import { type AttemptRecord, type LedgerRecord, type RecordStatus, sumOf } from '../../schemas/ledger.ts'
 import { createRecent } from '../../schemas/recent.ts'
 import { noUsage, type Usage } from '../../schemas/usage.ts'
 
@@ -95,43 +95,7 @@ function recordOf(entry: Entry): LedgerRecord {
     duration: attempt.status === 'open' ? null : attempt.duration
   }))
   const about = { id, time, tenant, key, model, stream, traceId, user, tags }
-  return { ...about, status, httpStatus, errorCode, duration, firstToken, ...sumsOf(entry), attempts }
+  // What the row will say.
+  const { cost, usage } = status === 'open' ? { cost: null, usage: noUsage } : sumOf(entry.attempts)
+  return { ...about, status, httpStatus, errorCode, duration, firstToken, cost, usage, attempts }
 }
-
-/** What the row will say. */
-function sumsOf({ attempts, status }: Entry): Pick<LedgerRecord, 'cost' | 'usage'> {
-  if (status === 'open') return { cost: null, usage: noUsage }
-  const [only] = attempts
-  if (only !== undefined && attempts.length === 1) return { cost: only.cost, usage: only.usage }
-  const sum = { ...noUsage }
-  let cost = 0
-  let unknown = attempts.length === 0
-  let reported = false
-  let estimated = false
-  for (const { cost: own, usage } of attempts) {
-    cost += own ?? 0
-    unknown ||= own === null
-    let tokens = 0
-    for (const bucket of buckets) {
-      sum[bucket] += usage[bucket]
-      tokens += usage[bucket]
-    }
-    if (usage.source === 'reported') reported = true
-    else estimated ||= tokens > 0
-  }
-  return {
-    cost: cost === 0 && unknown ? null : cost,
-    usage: { ...sum, source: reported && !estimated ? 'reported' : 'estimated' }
-  }
-}
-
-const buckets = [
-  'input',
-  'cacheRead',
-  'cacheWrite5m',
-  'cacheWrite1h',
-  'audioInput',
-  'output',
-  'reasoning',
-  'audioOutput'
-] as const

@@ -14,72 +14,67 @@ export function hasRoom(limits: Limits, counters: Counters, elapsed: number, tok
   )
 }
 
-/** Adds the headers of the tightest limit of each kind. Counters are there wherever limits are. */
+/** One of the two things that are counted by the minute: where it stands, and what OpenAI calls it. */
+interface Kind {
+  readonly limit: 'requestsPerMinute' | 'tokensPerMinute'
+  readonly current: 'requests' | 'tokens'
+  readonly before: 'requestsBefore' | 'tokensBefore'
+  readonly headers: readonly [limit: string, remaining: string, reset: string]
+}
+
+const requests: Kind = {
+  limit: 'requestsPerMinute',
+  current: 'requests',
+  before: 'requestsBefore',
+  headers: ['x-ratelimit-limit-requests', 'x-ratelimit-remaining-requests', 'x-ratelimit-reset-requests']
+}
+const tokens: Kind = {
+  limit: 'tokensPerMinute',
+  current: 'tokens',
+  before: 'tokensBefore',
+  headers: ['x-ratelimit-limit-tokens', 'x-ratelimit-remaining-tokens', 'x-ratelimit-reset-tokens']
+}
+
+/** Adds the headers of the tightest limit of each kind. */
 export function addHeaders(
   headers: string[],
+  demand: Demand,
+  tenant: Counters | null,
+  key: Counters | null,
+  elapsed: number
+): void {
+  addTightest(headers, requests, demand, tenant, key, elapsed)
+  addTightest(headers, tokens, demand, tenant, key, elapsed)
+}
+
+function addTightest(
+  headers: string[],
+  kind: Kind,
   { tenantLimits, keyLimits }: Demand,
   tenant: Counters | null,
   key: Counters | null,
   elapsed: number
 ): void {
-  addRequests(headers, tenant && tenantLimits, tenant, key && keyLimits, key, elapsed)
-  addTokens(headers, tenant && tenantLimits, tenant, key && keyLimits, key, elapsed)
-}
-
-function addRequests(
-  headers: string[],
-  oneLimits: Limits | null,
-  one: Counters | null,
-  otherLimits: Limits | null,
-  other: Counters | null,
-  elapsed: number
-): void {
-  const oneLimit = oneLimits === null ? null : oneLimits.requestsPerMinute
-  const otherLimit = otherLimits === null ? null : otherLimits.requestsPerMinute
-  const oneLeft =
-    oneLimit === null || one === null ? Infinity : oneLimit - usedOf(one.requests, one.requestsBefore, elapsed)
-  const otherLeft =
-    otherLimit === null || other === null
-      ? Infinity
-      : otherLimit - usedOf(other.requests, other.requestsBefore, elapsed)
-  const tightest = otherLeft < oneLeft ? other : one
-  const limit = otherLeft < oneLeft ? otherLimit : oneLimit
-  if (tightest === null || limit === null) return
+  const ofTenant = leftOf(kind, tenantLimits, tenant, elapsed)
+  const ofKey = leftOf(kind, keyLimits, key, elapsed)
+  const counters = ofKey < ofTenant ? key : tenant
+  const limit = (ofKey < ofTenant ? keyLimits : tenantLimits)?.[kind.limit] ?? null
+  if (counters === null || limit === null) return
   headers.push(
-    'x-ratelimit-limit-requests',
+    kind.headers[0],
     String(limit),
-    'x-ratelimit-remaining-requests',
-    String(wholeLeft(Math.min(oneLeft, otherLeft))),
-    'x-ratelimit-reset-requests',
-    durationText(resetIn(tightest.requests, tightest.requestsBefore, elapsed))
+    kind.headers[1],
+    String(wholeLeft(Math.min(ofTenant, ofKey))),
+    kind.headers[2],
+    durationText(resetIn(counters[kind.current], counters[kind.before], elapsed))
   )
 }
 
-function addTokens(
-  headers: string[],
-  oneLimits: Limits | null,
-  one: Counters | null,
-  otherLimits: Limits | null,
-  other: Counters | null,
-  elapsed: number
-): void {
-  const oneLimit = oneLimits === null ? null : oneLimits.tokensPerMinute
-  const otherLimit = otherLimits === null ? null : otherLimits.tokensPerMinute
-  const oneLeft =
-    oneLimit === null || one === null ? Infinity : oneLimit - usedOf(one.tokens, one.tokensBefore, elapsed)
-  const otherLeft =
-    otherLimit === null || other === null ? Infinity : otherLimit - usedOf(other.tokens, other.tokensBefore, elapsed)
-  const tightest = otherLeft < oneLeft ? other : one
-  const limit = otherLeft < oneLeft ? otherLimit : oneLimit
-  if (tightest === null || limit === null) return
-  headers.push(
-    'x-ratelimit-limit-tokens',
-    String(limit),
-    'x-ratelimit-remaining-tokens',
-    String(wholeLeft(Math.min(oneLeft, otherLeft))),
-    'x-ratelimit-reset-tokens',
-    durationText(resetIn(tightest.tokens, tightest.tokensBefore, elapsed))
-  )
+/** Infinity without a limit, or without counters for it. */
+function leftOf(kind: Kind, limits: Limits | null, counters: Counters | null, elapsed: number): number {
+  const limit = limits === null ? null : limits[kind.limit]
+  if (limit === null || counters === null) return Infinity
+  return limit - usedOf(counters[kind.current], counters[kind.before], elapsed)
 }
 
 function wholeLeft(left: number): number {

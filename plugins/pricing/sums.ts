@@ -1,6 +1,6 @@
 import { mostNano } from '../../schemas/money.ts'
 import type { PriceCard, Rates } from '../../schemas/pricing.ts'
-import { inputOf, type Usage } from '../../schemas/usage.ts'
+import { buckets, inputOf, type Usage } from '../../schemas/usage.ts'
 
 // Sums are exact: whole pico-USD in numbers while they stay below 2^53 (9,007 USD), in bigint above; one rounding at the
 // end. What is more than one number of nano-USD may hold is that most.
@@ -79,15 +79,6 @@ function nearest(pico: number): number {
 }
 
 const sides = ['input', 'output'] as const
-const buckets = [
-  ...sides,
-  'cacheRead',
-  'cacheWrite5m',
-  'cacheWrite1h',
-  'audioInput',
-  'reasoning',
-  'audioOutput'
-] as const
 
 /** The same sum where numbers are not exact any more. No count of tokens at all, an endless one too, is the most. */
 function exactly<Name extends string>(

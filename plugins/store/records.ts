@@ -7,11 +7,11 @@ import {
   recordStatuses
 } from '../../schemas/ledger.ts'
 import type { Rows } from '../../schemas/store.ts'
-import { noUsage, type Usage } from '../../schemas/usage.ts'
 import { cursorOf, type OpenPlace, type Place, parseCursor } from './cursor.ts'
 import type { Database, Row, Value } from './database.ts'
 import { type Open, openCalls } from './open-calls.ts'
 import { isStorable } from './text.ts'
+import { usageColumns, usageIn } from './usage.ts'
 
 interface Condition {
   readonly sql: string
@@ -32,8 +32,6 @@ const largestSlice = 10_000
 /** … and ends after so many milliseconds with what it has: the next page goes on where it stopped. */
 const longestSearch = 20
 
-const usageColumns = `usage_source, input, cache_read, cache_write_5m, cache_write_1h, audio_input, output, reasoning,
-  audio_output`
 const columns = `seq, id, time, tenant, key, model, stream, status, http_status, error_code, duration, first_token, cost,
   ${usageColumns}, trace_id, "user", tags`
 
@@ -251,7 +249,7 @@ function recordOf(row: Row, attempts: readonly AttemptRecord[]): LedgerRecord {
     duration: number(row['duration']),
     firstToken: number(row['first_token']),
     cost: number(row['cost']),
-    usage: usageOf(row),
+    usage: usageIn(row),
     traceId: text(row['trace_id']),
     user: text(row['user']),
     tags: tags === null ? null : JSON.parse(tags),
@@ -270,22 +268,7 @@ function attemptOf(row: Row): AttemptRecord {
     firstToken: number(row['first_token']),
     cost: number(row['cost']),
     priceVersion: text(row['price_version']),
-    usage: usageOf(row)
-  }
-}
-
-function usageOf(row: Row): Usage {
-  return {
-    ...noUsage,
-    input: Number(row['input']),
-    cacheRead: Number(row['cache_read']),
-    cacheWrite5m: Number(row['cache_write_5m']),
-    cacheWrite1h: Number(row['cache_write_1h']),
-    audioInput: Number(row['audio_input']),
-    output: Number(row['output']),
-    reasoning: Number(row['reasoning']),
-    audioOutput: Number(row['audio_output']),
-    source: row['usage_source'] === 'reported' ? 'reported' : 'estimated'
+    usage: usageIn(row)
   }
 }
 

@@ -1,12 +1,12 @@
 import type { AttemptEnd, AttemptLine, SettleLine } from '../../../schemas/journal.ts'
-import type { Usage } from '../../../schemas/usage.ts'
+import { type Sums, sumOf } from '../../../schemas/ledger.ts'
 import type { Database, Row } from '../database.ts'
-import { attemptRow, gatewayLost, lostAttempt, publicId, type Sums, sumOf } from './rows.ts'
+import { usageColumns, usageIn, usageValues } from '../usage.ts'
+import { attemptRow, gatewayLost, lostAttempt, publicId } from './rows.ts'
 import { attemptColumns, numberIn, statementsFor, textIn } from './statements.ts'
 import type { Tallies, Tally } from './tally.ts'
 
-const usageSet = `usage_source = ?, input = ?, cache_read = ?, cache_write_5m = ?, cache_write_1h = ?,
-  audio_input = ?, output = ?, reasoning = ?, audio_output = ?`
+const usageSet = usageColumns.map(column => `${column} = ?`).join(', ')
 
 /**
  * A line of a call that was closed as lost: its process had only been silent, or its journal was found later. The row
@@ -19,8 +19,7 @@ export async function correct(
   tally: Tally
 ): Promise<boolean> {
   const [row] = await database.all(
-    `SELECT seq, cost, usage_source, input, cache_read, cache_write_5m, cache_write_1h, audio_input, output, reasoning,
-      audio_output, charges FROM inferences
+    `SELECT seq, cost, ${usageColumns}, charges FROM inferences
       WHERE id = ? AND status = 'interrupted' AND error_code = '${gatewayLost}'
       ORDER BY seq LIMIT 1 ${statementsFor(database).forUpdate}`,
     [publicId(line.id)]
@@ -59,43 +58,10 @@ async function endAttempt(database: Database, seq: number, end: AttemptEnd): Pro
 }
 
 async function attemptsOf(database: Database, seq: number): Promise<Sums[]> {
-  const rows = await database.all(
-    `SELECT cost, usage_source, input, cache_read, cache_write_5m, cache_write_1h, audio_input, output, reasoning,
-      audio_output FROM attempts WHERE inference = ?`,
-    [seq]
-  )
+  const rows = await database.all(`SELECT cost, ${usageColumns} FROM attempts WHERE inference = ?`, [seq])
   return rows.map(sumsIn)
 }
 
 function sumsIn(row: Row): Sums {
-  return {
-    cost: row['cost'] === null ? null : numberIn(row, 'cost'),
-    usage: {
-      input: numberIn(row, 'input'),
-      cacheRead: numberIn(row, 'cache_read'),
-      cacheWrite5m: numberIn(row, 'cache_write_5m'),
-      cacheWrite1h: numberIn(row, 'cache_write_1h'),
-      audioInput: numberIn(row, 'audio_input'),
-      output: numberIn(row, 'output'),
-      reasoning: numberIn(row, 'reasoning'),
-      audioOutput: numberIn(row, 'audio_output'),
-      source: row['usage_source'] === 'reported' ? 'reported' : 'estimated',
-      charge: null,
-      mismatch: false
-    }
-  }
-}
-
-function usageValues(usage: Usage): Array<string | number> {
-  return [
-    usage.source,
-    usage.input,
-    usage.cacheRead,
-    usage.cacheWrite5m,
-    usage.cacheWrite1h,
-    usage.audioInput,
-    usage.output,
-    usage.reasoning,
-    usage.audioOutput
-  ]
+  return { cost: row['cost'] === null ? null : numberIn(row, 'cost'), usage: usageIn(row) }
 }

@@ -1,11 +1,12 @@
 import { type AttemptLine, decode, decoded, type JournalLine, type SettleLine } from '../../../schemas/journal.ts'
 import type { Balance } from '../../../schemas/ledger.ts'
-import { type Database, isGone, type Value } from '../database.ts'
+import { type Database, isGone } from '../database.ts'
 import { Conflict, isDataFault, type LedgerContext } from './context.ts'
 import { correct } from './corrections.ts'
+import { insertEnded } from './ended.ts'
 import type { JournalFile } from './files.ts'
-import { addAttemptRows, inferenceRow, type OpenCall, openCallOf, openCallText, sumOf } from './rows.ts'
-import { attemptColumns, inferenceColumns, numberIn, statementsFor, textIn } from './statements.ts'
+import { type OpenCall, openCallOf, openCallText } from './rows.ts'
+import { numberIn, statementsFor, textIn } from './statements.ts'
 import { balanceOf, type Tallies } from './tally.ts'
 
 /** Follows the journals of one instance, file by file. Nothing in it runs at the same time. */
@@ -36,7 +37,7 @@ export interface FoldOptions {
 interface Plan {
   readonly from: number
   readonly to: number
-  readonly finished: Array<{ readonly call: OpenCall; readonly settle: SettleLine }>
+  readonly finished: Array<{ readonly call: OpenCall; readonly ending: SettleLine }>
   /** New or changed, and open at the end of the batch. */
   readonly opened: ReadonlyMap<string, OpenCall>
   /** Ended, and in the table open_calls. */
@@ -154,21 +155,7 @@ export function createFold({ database, tallies, context, instance, guard }: Fold
     let strays = 0
     for (const line of plan.strays) if (!(await correct(inside, line, tallies, tally))) strays++
     if (strays > 0) context.log.warn({ lines: strays, file: name }, 'lines of calls that never opened are left out')
-    if (plan.finished.length > 0) {
-      let seq = await inside.sequence(plan.finished.length)
-      const inferences: Value[][] = []
-      const attempts: Value[][] = []
-      for (const { call, settle } of plan.finished) {
-        const sums = sumOf(settle.attempts)
-        const charge = tallies.of(call.open)
-        inferences.push(inferenceRow(seq, call, settle, sums, charge.text))
-        addAttemptRows(attempts, seq, call, settle.attempts)
-        tally.add(charge, sums, 1)
-        seq++
-      }
-      await inside.insert('inferences', inferenceColumns, inferences)
-      await inside.insert('attempts', attemptColumns, attempts)
-    }
+    await insertEnded(inside, plan.finished, tallies, tally)
     untold = tally.pairs()
     return tally.write(inside)
   }
@@ -205,7 +192,7 @@ function planOf(text: string, from: number, to: number, calls: ReadonlyMap<strin
     if (call === undefined || closed.has(line.id)) strays.push(line)
     else if (line.kind === 'attempt') opened.set(line.id, { ...call, further: [...call.further, line] })
     else {
-      finished.push({ call, settle: line })
+      finished.push({ call, ending: line })
       opened.delete(line.id)
       if (call.stored) closed.add(line.id)
     }

@@ -1,10 +1,11 @@
 import type { Balance } from '../../../schemas/ledger.ts'
-import type { Database, Value } from '../database.ts'
+import type { Database } from '../database.ts'
 import { Conflict, type LedgerContext } from './context.ts'
+import { insertEnded } from './ended.ts'
 import { instanceOf, type JournalFile, journalsIn, openJournal, writtenAt } from './files.ts'
 import { createFold } from './fold.ts'
-import { addAttemptRows, inferenceRow, lostEnding, openCallOf, sumOf } from './rows.ts'
-import { attemptColumns, inferenceColumns, numberIn, statementsFor, textIn } from './statements.ts'
+import { lostEnding, openCallOf } from './rows.ts'
+import { numberIn, statementsFor, textIn } from './statements.ts'
 import type { Tallies } from './tally.ts'
 
 export interface RecoveryOptions {
@@ -105,21 +106,11 @@ export function createRecovery(options: RecoveryOptions) {
     await inside.run('DELETE FROM instances WHERE id = ?', [instance])
     if (lost.length === 0) return { balances: [], calls: 0 }
     const tally = tallies.begin()
-    const inferences: Value[][] = []
-    const attempts: Value[][] = []
-    let seq = await inside.sequence(lost.length)
-    for (const row of lost) {
+    const calls = lost.map(row => {
       const call = openCallOf(textIn(row, 'id'), textIn(row, 'lines'))
-      const ending = lostEnding(call)
-      const sums = sumOf(ending.attempts)
-      const charge = tallies.of(call.open)
-      inferences.push(inferenceRow(seq, call, ending, sums, charge.text))
-      addAttemptRows(attempts, seq, call, ending.attempts)
-      tally.add(charge, sums, 1)
-      seq++
-    }
-    await inside.insert('inferences', inferenceColumns, inferences)
-    await inside.insert('attempts', attemptColumns, attempts)
+      return { call, ending: lostEnding(call) }
+    })
+    await insertEnded(inside, calls, tallies, tally)
     return { balances: await tally.write(inside), calls: lost.length }
   }
 

@@ -1,7 +1,8 @@
 import type { AttemptEnd, AttemptLine, AttemptOpen, OpenLine, SettleLine } from '../../../schemas/journal.ts'
-import type { RecordStatus } from '../../../schemas/ledger.ts'
-import { estimatedUsage, inputOf, noUsage, outputOf, type Usage } from '../../../schemas/usage.ts'
+import type { RecordStatus, Sums } from '../../../schemas/ledger.ts'
+import { estimatedUsage } from '../../../schemas/usage.ts'
 import type { Value } from '../database.ts'
+import { usageValues } from '../usage.ts'
 
 // From the lines of one call to its rows.
 
@@ -29,45 +30,10 @@ export interface Ending {
   readonly attempts: readonly Ended[]
 }
 
-/** What attempts come to. */
-export interface Sums {
-  /** Nano-USD; null: nobody knows. */
-  readonly cost: number | null
-  readonly usage: Usage
-}
-
 /** The id as the caller knows it: calls of one in-process caller have a mark of their own behind it. */
 export function publicId(id: string): string {
   const mark = id.lastIndexOf('~')
   return mark === -1 ? id : id.slice(0, mark)
-}
-
-/** What attempts come to. What has no known price counts for nothing as long as something else is known. */
-export function sumOf(attempts: readonly Pick<Ended, 'cost' | 'usage'>[]): Sums {
-  const [only] = attempts
-  if (only !== undefined && attempts.length === 1) return only
-  let cost = 0
-  let unknown = attempts.length === 0
-  let reported = false
-  let estimated = false
-  const sum = { ...noUsage }
-  for (const attempt of attempts) {
-    const { usage } = attempt
-    cost += attempt.cost ?? 0
-    unknown ||= attempt.cost === null
-    if (usage.source === 'reported') reported = true
-    else if (inputOf(usage) + outputOf(usage) > 0) estimated = true
-    sum.input += usage.input
-    sum.cacheRead += usage.cacheRead
-    sum.cacheWrite5m += usage.cacheWrite5m
-    sum.cacheWrite1h += usage.cacheWrite1h
-    sum.audioInput += usage.audioInput
-    sum.output += usage.output
-    sum.reasoning += usage.reasoning
-    sum.audioOutput += usage.audioOutput
-  }
-  const usage: Usage = { ...sum, source: reported && !estimated ? 'reported' : 'estimated' }
-  return { cost: cost === 0 && unknown ? null : cost, usage }
 }
 
 /** How a call ended whose gateway died: what is known of its attempts, and the estimate of those that were open. */
@@ -115,15 +81,7 @@ export function inferenceRow(
     ending.duration,
     ending.firstToken,
     cost,
-    usage.source,
-    usage.input,
-    usage.cacheRead,
-    usage.cacheWrite5m,
-    usage.cacheWrite1h,
-    usage.audioInput,
-    usage.output,
-    usage.reasoning,
-    usage.audioOutput,
+    ...usageValues(usage),
     open.traceId,
     open.user,
     open.tags === null ? null : JSON.stringify(open.tags),
@@ -144,7 +102,6 @@ export function addAttemptRows(rows: Value[][], seq: number, call: OpenCall, end
 }
 
 export function attemptRow(seq: number, attempt: AttemptOpen, end: Ended): Value[] {
-  const { usage } = end
   return [
     seq,
     attempt.number,
@@ -156,15 +113,7 @@ export function attemptRow(seq: number, attempt: AttemptOpen, end: Ended): Value
     end.firstToken,
     end.cost,
     attempt.priceVersion,
-    usage.source,
-    usage.input,
-    usage.cacheRead,
-    usage.cacheWrite5m,
-    usage.cacheWrite1h,
-    usage.audioInput,
-    usage.output,
-    usage.reasoning,
-    usage.audioOutput
+    ...usageValues(end.usage)
   ]
 }
 

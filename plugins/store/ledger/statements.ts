@@ -1,19 +1,7 @@
 import type { Database, Row, Value } from '../database.ts'
+import { usageColumns } from '../usage.ts'
 
 // SQL that differs between the two databases, and reading of what comes back.
-
-/** Columns of a usage, in both tables. */
-const usageColumns = [
-  'usage_source',
-  'input',
-  'cache_read',
-  'cache_write_5m',
-  'cache_write_1h',
-  'audio_input',
-  'output',
-  'reasoning',
-  'audio_output'
-] as const
 
 export const inferenceColumns = [
   'seq',

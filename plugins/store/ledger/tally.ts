@@ -1,8 +1,7 @@
 import type { OpenLine } from '../../../schemas/journal.ts'
-import type { Balance } from '../../../schemas/ledger.ts'
+import type { Balance, Sums } from '../../../schemas/ledger.ts'
 import { inputOf, outputOf } from '../../../schemas/usage.ts'
 import type { Database } from '../database.ts'
-import type { Sums } from './rows.ts'
 import { bigintIn, statementsFor, textIn } from './statements.ts'
 
 /** What one transaction adds to one balance. */
