@@ -29,7 +29,7 @@ async function echo(app: FastifyInstance, options: EchoOptions): Promise<void> {
 function createEcho(name: string, shape: Shape): Provider {
   return {
     name,
-    capabilities: { dialects: [], tools: false, images: false },
+    capabilities: { dialects: [] },
     price: { input: 0, output: 0 },
     models: async () => [{ id: 'echo', created: 0 }],
     async send({ request, signal, inference }: Attempt) {

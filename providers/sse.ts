@@ -15,7 +15,7 @@ const erroneous = /"error"\s*:\s*[^n\s]/
 const counting = /"usage"\s*:\s*\{/
 const finish = /"finish_reason"\s*:\s*"[^"]/
 /** What most first tokens look like; everything else is parsed. */
-const spoken = /"(?:content|arguments)"\s*:\s*"[^"]/
+const spoken = /"(?:content|arguments|reasoning|reasoning_content)"\s*:\s*"[^"]/
 
 /** Up to the first character of a text that is not empty. */
 const saying = new RegExp(`"(?:${spokenKeys.join('|')})"\\s*:\\s*"(?!")`, 'g')
@@ -38,22 +38,67 @@ const nothing: Read = { frames: null, done: false }
 
 /** @param limit the most bytes that one event may have */
 export function eventReader(limit: number): EventReader {
+  const cutter = createCutter(limit)
+
+  function read(bytes: Buffer): Read {
+    const whole = cutter.cut(bytes)
+    return whole === null ? nothing : take(whole)
+  }
+
+  function end(): Read {
+    const rest = cutter.rest()
+    if (rest === null) return nothing
+    // Now nothing can follow that makes a CRLF of a CR at the end.
+    if (lastBoundary(Buffer.concat([rest, Buffer.from(' ')])) === rest.length) return take(rest)
+    const read = take(Buffer.concat([rest, Buffer.from('\n\n')]))
+    return read.frames === null || read.frames.isReadable ? read : nothing
+  }
+
+  return { read, end }
+}
+
+/** Takes the data of events out of a stream that is not OpenAI's; bytes may be split anywhere. */
+export interface DataReader {
+  /** The data of each event that these bytes complete. @throws UpstreamError when one event grows over the limit */
+  read(bytes: Buffer): string[]
+  /** The same for an event that lacks its blank line at the end of the stream. */
+  end(): string[]
+}
+
+/** @param limit the most bytes that one event may have */
+export function dataReader(limit: number): DataReader {
+  const cutter = createCutter(limit)
+  return {
+    read: bytes => datasOf(cutter.cut(bytes)),
+    end: () => datasOf(cutter.rest())
+  }
+}
+
+function datasOf(whole: Buffer | null): string[] {
+  if (whole === null) return []
+  const datas: string[] = []
+  for (const { data } of eventsIn(whole, whole.toString('latin1'))) if (data !== null && data !== '') datas.push(data)
+  return datas
+}
+
+/** Cuts bytes after the last event that is whole and keeps the rest. */
+function createCutter(limit: number) {
   let held: Buffer[] = []
   let size = 0
 
-  function read(bytes: Buffer): Read {
+  function cut(bytes: Buffer): Buffer | null {
     const own = lastBoundary(bytes)
-    if (own === bytes.length && size === 0) return take(bytes)
+    if (own === bytes.length && size === 0) return bytes
     const at = own > 0 || size === 0 ? own : boundaryAcross(held, bytes)
     if (at < 0 || (at === 0 && size === 0)) {
       hold(bytes)
-      return nothing
+      return null
     }
     const whole = size === 0 ? bytes.subarray(0, at) : Buffer.concat([...held, bytes.subarray(0, at)])
     held = []
     size = 0
     if (at < bytes.length) hold(bytes.subarray(at))
-    return take(whole)
+    return whole
   }
 
   function hold(bytes: Buffer): void {
@@ -62,18 +107,15 @@ export function eventReader(limit: number): EventReader {
     held.push(bytes)
   }
 
-  function end(): Read {
-    if (size === 0) return nothing
-    const rest = Buffer.concat(held)
+  function rest(): Buffer | null {
+    if (size === 0) return null
+    const bytes = Buffer.concat(held)
     held = []
     size = 0
-    // Now nothing can follow that makes a CRLF of a CR at the end.
-    if (lastBoundary(Buffer.concat([rest, Buffer.from(' ')])) === rest.length) return take(rest)
-    const read = take(Buffer.concat([rest, Buffer.from('\n\n')]))
-    return read.frames === null || read.frames.isReadable ? read : nothing
+    return bytes
   }
 
-  return { read, end }
+  return { cut, rest }
 }
 
 /** The position after the last blank line of `bytes`, or 0. A CR at the very end may be half a CRLF: undecided. */

@@ -1,13 +1,5 @@
 import { type Dispatcher, Pool } from 'undici'
-import {
-  detail,
-  type GatewayError,
-  UpstreamError,
-  UpstreamOverloaded,
-  UpstreamRateLimited,
-  UpstreamRejected,
-  UpstreamTimeout
-} from '../schemas/errors.ts'
+import { detail, type GatewayError, UpstreamError, UpstreamTimeout } from '../schemas/errors.ts'
 import type { Timeouts } from '../schemas/gateway.ts'
 
 export interface UpstreamOptions {
@@ -279,85 +271,29 @@ function closeLate(controller: Dispatcher.DispatchController | null): void {
   controller?.abort(new UpstreamError('it kept its connection open.'))
 }
 
+/** What no repetition mends: the address, its certificate, the size of what it sends. */
+const lasting: Readonly<Record<string, string>> = {
+  ENOTFOUND: 'its host name is unknown.',
+  CERT_HAS_EXPIRED: 'its certificate has expired.',
+  DEPTH_ZERO_SELF_SIGNED_CERT: 'its certificate is not trusted.',
+  SELF_SIGNED_CERT_IN_CHAIN: 'its certificate is not trusted.',
+  UNABLE_TO_VERIFY_LEAF_SIGNATURE: 'its certificate is not trusted.',
+  UNABLE_TO_GET_ISSUER_CERT_LOCALLY: 'its certificate is not trusted.',
+  ERR_TLS_CERT_ALTNAME_INVALID: 'its certificate is for another host.',
+  UND_ERR_RES_EXCEEDED_MAX_SIZE: 'its answer is too large.',
+  UND_ERR_HEADERS_OVERFLOW: 'its headers are too large.'
+}
+const passing: Readonly<Record<string, string>> = {
+  ECONNREFUSED: 'it refused the connection.',
+  EAI_AGAIN: 'its host name could not be looked up.'
+}
+
 /** An error of undici or of the socket, in our words. The cause stays for the log. */
-function translate(error: Error, answered: boolean): Error {
-  const code = 'code' in error ? error.code : undefined
-  if (code === 'UND_ERR_CONNECT_TIMEOUT') return new UpstreamTimeout('no connection.', { cause: error })
-  const words: Record<string, string> = {
-    ECONNREFUSED: 'it refused the connection.',
-    ENOTFOUND: 'its host name is unknown.',
-    EAI_AGAIN: 'its host name could not be looked up.',
-    CERT_HAS_EXPIRED: 'its certificate has expired.',
-    DEPTH_ZERO_SELF_SIGNED_CERT: 'its certificate is not trusted.',
-    SELF_SIGNED_CERT_IN_CHAIN: 'its certificate is not trusted.',
-    UNABLE_TO_VERIFY_LEAF_SIGNATURE: 'its certificate is not trusted.',
-    UNABLE_TO_GET_ISSUER_CERT_LOCALLY: 'its certificate is not trusted.',
-    ERR_TLS_CERT_ALTNAME_INVALID: 'its certificate is for another host.',
-    UND_ERR_RES_EXCEEDED_MAX_SIZE: 'its answer is too large.',
-    UND_ERR_HEADERS_OVERFLOW: 'its headers are too large.'
-  }
+function translate(cause: Error, answered: boolean): Error {
+  const code = 'code' in cause && typeof cause.code === 'string' ? cause.code : ''
+  if (code === 'UND_ERR_CONNECT_TIMEOUT') return new UpstreamTimeout('no connection.', { cause })
+  const words = lasting[code]
+  if (words !== undefined) return detail(new UpstreamError(words, { cause }), { blame: 'target' })
   const fallback = answered ? 'the connection broke.' : 'the connection broke before it answered.'
-  return new UpstreamError((typeof code === 'string' && words[code]) || fallback, { cause: error })
-}
-
-/** What a provider said of its failure: OpenAI's shape, or what can be found of it. */
-export interface VendorError {
-  readonly message?: unknown
-  readonly type?: unknown
-  readonly param?: unknown
-  readonly code?: unknown
-}
-
-/**
- * A provider's error as our caller gets it (design.md section 6): what the request itself caused keeps its words, what is
- * about our own account with the provider does not, because such messages quote keys.
- *
- * @param status the HTTP status, or what the error says of it; 0 when nothing does
- * @param redact takes secrets out of a vendor's words
- */
-export function vendorFault(
-  status: number,
-  error: VendorError | string | null,
-  headers: Reply['headers'],
-  redact: (text: string) => string
-): GatewayError {
-  const said = typeof error === 'string' ? { message: error } : (error ?? {})
-  const clean = (text: string) => redact(text.slice(0, 4_000)).slice(0, 2_000)
-  const words = typeof said.message === 'string' && said.message !== '' ? clean(said.message) : null
-  const code = typeof said.code === 'string' || typeof said.code === 'number' ? clean(String(said.code)) : null
-  const cause = new Error(`upstream answered ${status || 'an error'}: ${words ?? 'without a message'}`)
-  if (status === 429) return limited(headers, cause)
-  if (status === 503 || status === 529) return withRetry(new UpstreamOverloaded({ cause }), headers)
-  if (status === 504) return new UpstreamTimeout('it gave up by itself.', { cause })
-  if (status === 400 || status === 408 || status === 409 || status === 413 || status === 422) {
-    const message = words ?? `The provider refused the request with status ${status}.`
-    const rejected = detail(new UpstreamRejected(message, { cause }), {
-      statusCode: status,
-      param: typeof said.param === 'string' ? clean(said.param) : null,
-      wire: code === String(status) ? null : code
-    })
-    // SDKs repeat these two by themselves.
-    if (status === 408 || status === 409) rejected.headers = {}
-    return withRetry(rejected, headers)
-  }
-  if (status >= 401 && status <= 404) {
-    const message = `it refused this gateway with status ${status}. The operator has to look at it.`
-    return detail(new UpstreamError(message, { cause }), { headers: { 'x-should-retry': 'false' } })
-  }
-  const plain = status >= 300 && status < 500 ? `it answered with status ${status}.` : (words ?? `status ${status}.`)
-  return new UpstreamError(plain, { cause })
-}
-
-function limited(headers: Reply['headers'], cause: Error): GatewayError {
-  return withRetry(new UpstreamRateLimited({ cause }), headers)
-}
-
-/** Hands on what the provider says of repeating the request. */
-function withRetry(error: GatewayError, headers: Reply['headers']): GatewayError {
-  const own: Record<string, string> = { ...error.headers }
-  for (const name of ['retry-after', 'retry-after-ms', 'x-should-retry']) {
-    const value = headers[name]
-    if (typeof value === 'string' && /^[\x20-\x7e]{1,64}$/.test(value)) own[name] = value
-  }
-  return detail(error, { headers: own })
+  return new UpstreamError(passing[code] ?? fallback, { cause })
 }

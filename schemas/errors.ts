@@ -21,7 +21,18 @@ export interface GatewayError extends Error {
   statusCode: number
   /** Headers that the answer carries besides the body: `retry-after`, `x-should-retry`. */
   headers: Readonly<Record<string, string>>
+  /** For a fault of a provider call: what a further attempt would have to do without. Null for all others. */
+  blame: Blame | null
+  /** Milliseconds that the provider asks to wait; null where it asks for nothing. */
+  retryAfter: number | null
 }
+
+/**
+ * What made a provider call fail, which decides what is tried next (docs/routing.md). `request`: it fails everywhere.
+ * `key`: the credential is refused. `limit`: the credential has to wait. `target`: it cannot answer as it is set up,
+ * however often it is asked. `time`: it was too slow. `provider`: it failed, and may not do so again.
+ */
+export type Blame = 'request' | 'key' | 'limit' | 'target' | 'time' | 'provider'
 
 /** A constructor of one fault; the arguments fill the `%s` of its message, `{ cause }` may follow them. */
 export type Fault = new (...args: Array<string | number | { cause: unknown }>) => GatewayError
@@ -142,25 +153,27 @@ export const UnsupportedMediaType = fault(
   'invalid_request_error',
   'Send the request as application/json.'
 )
-export const UpstreamRejected = fault(null, 400, 'invalid_request_error', '%s', 'upstream_rejected')
-export const UpstreamRateLimited = fault(
-  'upstream_rate_limited',
-  429,
-  'rate_limit_error',
-  'The provider of this model is limiting requests. Try again later.'
+export const UpstreamRejected = blaming('request', fault(null, 400, 'invalid_request_error', '%s', 'upstream_rejected'))
+export const UpstreamRateLimited = blaming(
+  'limit',
+  fault(
+    'upstream_rate_limited',
+    429,
+    'rate_limit_error',
+    'The provider of this model is limiting requests. Try again later.'
+  )
 )
-export const UpstreamError = fault('upstream_error', 502, 'server_error', 'The provider of this model failed: %s')
-export const UpstreamOverloaded = fault(
-  'upstream_overloaded',
-  503,
-  'server_error',
-  'The provider of this model is overloaded. Try again later.'
+export const UpstreamError = blaming(
+  'provider',
+  fault('upstream_error', 502, 'server_error', 'The provider of this model failed: %s')
 )
-export const UpstreamTimeout = fault(
-  'upstream_timeout',
-  504,
-  'server_error',
-  'The provider of this model did not answer in time: %s'
+export const UpstreamOverloaded = blaming(
+  'provider',
+  fault('upstream_overloaded', 503, 'server_error', 'The provider of this model is overloaded. Try again later.')
+)
+export const UpstreamTimeout = blaming(
+  'time',
+  fault('upstream_timeout', 504, 'server_error', 'The provider of this model did not answer in time: %s')
 )
 export const ShuttingDown = fault('shutting_down', 503, 'server_error', 'This gateway is shutting down. Try again.')
 export const Cancelled = fault(
@@ -170,6 +183,12 @@ export const Cancelled = fault(
   'The caller left before the answer was complete.'
 )
 export const InternalError = fault('internal_error', 500, 'server_error', 'The gateway failed to handle this request.')
+
+/** The same fault of a provider call. */
+function blaming(blame: Blame, Made: Fault): Fault {
+  Object.assign(Made.prototype, { blame })
+  return Made
+}
 
 /** The same fault with headers of its own. */
 function detailed(Made: Fault, headers: Readonly<Record<string, string>>): Fault {
@@ -182,6 +201,6 @@ function fault(wire: string | null, statusCode: number, type: string, message: s
   const Made = createError(`GATEWAY_${name.toUpperCase()}`, message, statusCode, Error, statusCode === 500)
   // Statuses that the OpenAI SDK repeats by itself stay silent; for the rest a repeat is useless and we say so.
   const headers = statusCode < 500 && statusCode !== 429 ? useless : {}
-  Object.assign(Made.prototype, { [brand]: true, wire, type, param: null, headers })
+  Object.assign(Made.prototype, { [brand]: true, wire, type, param: null, headers, blame: null, retryAfter: null })
   return Made as unknown as Fault
 }

@@ -2,15 +2,29 @@ import type { ChatRequest } from './chat.ts'
 import type { Answer, Caller, Expense, Inference, Target, Timeouts } from './gateway.ts'
 import type { Price } from './model-options.ts'
 
-/** What a provider can do by itself. Absent means: not known, try. */
-export interface Capabilities {
-  /** The wires it speaks without translation. */
-  readonly dialects: readonly string[]
+/** What a target can do. Absent means: not known, try. */
+export interface Abilities {
   readonly streaming?: boolean
+  /** `tools`, and what a conversation says of their calls. */
   readonly tools?: boolean
   readonly images?: boolean
+  /** Documents: parts of the type `file`. */
+  readonly files?: boolean
+  /** `input_audio`, and answers in audio. */
+  readonly audio?: boolean
+  /** `response_format` of the type `json_schema`. */
   readonly jsonSchema?: boolean
+  /** `n` above 1. */
+  readonly choices?: boolean
+  readonly logprobs?: boolean
+  /** Tokens, input and output together. */
   readonly contextLength?: number
+}
+
+/** What a provider can do by itself. */
+export interface Capabilities extends Abilities {
+  /** The wires it speaks without translation. */
+  readonly dialects: readonly string[]
 }
 
 /** A model as a provider lists it. */
@@ -19,6 +33,7 @@ export interface ModelInfo {
   /** Unix seconds. */
   readonly created?: number
   readonly ownedBy?: string
+  /** Tokens, input and output together. */
   readonly contextLength?: number
 }
 
@@ -33,6 +48,8 @@ export interface Attempt {
   readonly target: Target
   /** 1 for the first. */
   readonly number: number
+  /** Which of the provider's keys to use, counted from 0; 0 where it has none. */
+  readonly key: number
   /** What to ask: the target's own model name, our own fields gone, the output cap applied. */
   readonly request: ChatRequest
   /** Headers to send upstream, writable by attempt layers; credentials are the provider's own business. */
@@ -53,17 +70,24 @@ export type AttemptLayer = (attempt: Attempt, next: Send) => Promise<Answer>
 export interface Provider {
   readonly name: string
   readonly capabilities: Capabilities
+  /** What is known of one of its models besides. */
+  abilitiesOf?(model: string): Abilities
+  /** How many keys it has. Routing says which one an attempt uses, and rests those that the vendor refuses or limits. */
+  readonly keys?: number
   /** What a call costs by this adapter's own word, USD per million tokens: the echo is free. */
   readonly price?: Price
   /** Whose price list applies: a vendor by its name in the built-in table, else the one that owns the URL. */
   readonly pricing?: { readonly vendor?: string; readonly url?: string }
   /**
    * Asks the model. A whole answer when `attempt.request.stream` is not true, else frames; resolves with the response's
-   * headers and ends with the attempt's signal.
+   * headers and ends with the attempt's signal. What it has to leave out of the request it adds to
+   * `attempt.inference.facts.warnings`, each text once.
    * @throws a GatewayError of schemas/errors.ts: UpstreamRejected, UpstreamRateLimited, UpstreamTimeout, UpstreamError, …
    */
   send: Send
-  countTokens?(request: ChatRequest): Promise<number>
-  models?(): Promise<ModelInfo[]>
-  health?(): Promise<Health>
+  /** Input tokens of a request with the provider's own model name. */
+  countTokens?(request: ChatRequest, signal?: AbortSignal): Promise<number>
+  models?(signal?: AbortSignal): Promise<ModelInfo[]>
+  /** Whether it can be reached and takes our key. Costs nothing. */
+  health?(signal?: AbortSignal): Promise<Health>
 }

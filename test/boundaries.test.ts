@@ -7,8 +7,10 @@ import t from 'tap'
 const root = join(import.meta.dirname, '..')
 /** Plugins that own routes, and so may speak of requests and replies. */
 const transports = ['http', 'chat-completions', 'proxy', 'models', 'health', 'admin']
-/** What providers share. */
-const shared = ['providers/upstream.ts', 'providers/sse.ts']
+/** What providers share: single files, and the wires that several vendors speak. */
+const shared = ['upstream', 'endpoint', 'faults', 'stream', 'sse', 'recall', 'media'].map(
+  name => `providers/${name}.ts`
+)
 
 const comment = /\/\*[\s\S]*?\*\/|\/\/[^\n]*/
 const quoted = /'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"|`(?:\\.|[^`\\])*`/
@@ -40,8 +42,11 @@ function mayImport(file: string, target: string): boolean {
   if (target.startsWith('schemas/')) return true
   if (file === 'server.ts') return target === 'app.ts'
   if (file.startsWith('plugins/')) return unitOf(file) === unitOf(target)
-  if (file.startsWith('providers/'))
-    return shared.includes(target) || (!shared.includes(file) && unitOf(file) === unitOf(target))
+  if (file.startsWith('providers/wires/')) return shared.includes(target) || dirname(file) === dirname(target)
+  if (shared.includes(file)) return shared.includes(target)
+  if (file.startsWith('providers/')) {
+    return shared.includes(target) || target.startsWith('providers/wires/') || unitOf(file) === unitOf(target)
+  }
   return false
 }
 
@@ -112,17 +117,20 @@ t.test('forged lines are found', async t => {
     ],
     ['plugins/gateway/call.ts', "import sse from '../../providers/sse.ts'", 'imports providers/sse.ts'],
     ['providers/echo.ts', "import routing from '../plugins/routing/index.ts'", 'imports plugins/routing/index.ts'],
-    [
-      'providers/echo.ts',
-      "import { toUpstream } from './openai-compatible/request.ts'",
-      'imports providers/openai-compatible/request.ts'
-    ],
-    ['providers/openai-compatible/index.ts', "import echo from '../echo.ts'", 'imports providers/echo.ts'],
+    ['providers/echo.ts', "import { tokenFor } from './vertex/token.ts'", 'imports providers/vertex/token.ts'],
+    ['providers/vertex/index.ts', "import echo from '../echo.ts'", 'imports providers/echo.ts'],
+    ['providers/vertex/index.ts', "import gemini from '../gemini.ts'", 'imports providers/gemini.ts'],
     [
       'providers/upstream.ts',
-      "import { toUpstream } from './openai-compatible/request.ts'",
-      'imports providers/openai-compatible/request.ts'
+      "import { toUpstream } from './wires/openai/request.ts'",
+      'imports providers/wires/openai/request.ts'
     ],
+    [
+      'providers/wires/gemini/request.ts',
+      "import { toUpstream } from '../openai/request.ts'",
+      'imports providers/wires/openai/request.ts'
+    ],
+    ['providers/wires/gemini/request.ts', "import gemini from '../../gemini.ts'", 'imports providers/gemini.ts'],
     ['schemas/errors.ts', "import { Call } from '../plugins/gateway/call.ts'", 'imports plugins/gateway/call.ts'],
     ['schemas/errors.ts', "import { eventReader } from '../providers/sse.ts'", 'imports providers/sse.ts'],
     ['schemas/errors.ts', "import modelGateway from '../app.ts'", 'imports app.ts'],
@@ -163,9 +171,10 @@ t.test('lines that are allowed are not found', async t => {
     ['plugins/gateway/index.ts', '// what FastifyRequest is for others'],
     ['providers/echo.ts', "import { createUpstream } from './upstream.ts'\nimport { eventReader } from './sse.ts'"],
     [
-      'providers/openai-compatible/index.ts',
-      "import { eventReader } from '../sse.ts'\nimport { toUpstream } from './request.ts'"
+      'providers/vertex/index.ts',
+      "import { toGemini } from '../wires/gemini/request.ts'\nimport { t } from './token.ts'"
     ],
+    ['providers/wires/gemini/answer.ts', "import { vendorFault } from '../../faults.ts'\nimport './request.ts'"],
     ['providers/upstream.ts', "import { UpstreamError } from '../schemas/errors.ts'\nimport { Pool } from 'undici'"],
     ['schemas/errors.ts', "import { Type } from '@sinclair/typebox'\nimport { Words } from './atoms.ts'"],
     [

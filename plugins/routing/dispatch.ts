@@ -52,6 +52,7 @@ function mint(inference: Inference, target: Target, entry: Expense, meter: Meter
     inference,
     target,
     number: inference.facts.attempts,
+    key: 0,
     request: requestFor(target, inference.request, inference.maxOutputTokens),
     headers: {},
     caller: inference,

@@ -97,7 +97,7 @@ export function attemptOf(provider: Provider, options: AttemptOptions = {}): Att
     settle() {},
     fail() {}
   }
-  return { inference, target, number: 1, request, headers: {}, caller: inference, signal, timeouts, entry }
+  return { inference, target, number: 1, key: 0, request, headers: {}, caller: inference, signal, timeouts, entry }
 }
 
 /** What every provider has to do, whatever it speaks to. Runs as one test with a part for each demand. */

@@ -13,7 +13,7 @@ import idempotency, { type IdempotencyOptions } from '../../plugins/idempotency/
 import routing from '../../plugins/routing/index.ts'
 import sharedPlugin from '../../plugins/shared/index.ts'
 import store from '../../plugins/store/index.ts'
-import openaiCompatible from '../../providers/openai-compatible/index.ts'
+import openaiCompatible from '../../providers/openai-compatible.ts'
 import { UpstreamError } from '../../schemas/errors.ts'
 import { chunkFrames } from '../../schemas/frames.ts'
 import type { Completed } from '../../schemas/gateway.ts'

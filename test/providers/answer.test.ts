@@ -1,5 +1,5 @@
 import t from 'tap'
-import { wholeAnswer } from '../../providers/openai-compatible/answer.ts'
+import { wholeAnswer } from '../../providers/wires/openai/answer.ts'
 import { numbers } from '../schemas/helper.ts'
 
 const usage = { prompt_tokens: 9, completion_tokens: 2, total_tokens: 11 }

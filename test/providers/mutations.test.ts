@@ -1,6 +1,7 @@
 import t from 'tap'
-import { streamedAnswer, wholeAnswer } from '../../providers/openai-compatible/answer.ts'
+import { streamedAnswer } from '../../providers/stream.ts'
 import type { Reads, Reply } from '../../providers/upstream.ts'
+import { chunkReader, wholeAnswer } from '../../providers/wires/openai/answer.ts'
 import { isGatewayError, UpstreamError } from '../../schemas/errors.ts'
 import { build, hello, towards } from '../helper.ts'
 import { chunks, completion, pieces, seeded, sse, startUpstream, toolChunks } from '../upstream.ts'
@@ -82,7 +83,7 @@ function scripted(input: readonly Uint8Array[], breaks: boolean) {
 /** Reads an answer as the kernel does, touching everything that can be touched. */
 async function consume(reads: Reads): Promise<unknown> {
   try {
-    const answer = streamedAnswer(reply, reads, 4_096, redact)
+    const answer = streamedAnswer(reply, reads, chunkReader(reply, 4_096, redact))
     if (!answer.stream) return new Error('no stream')
     for await (const frames of answer.frames) {
       void [frames.finished, frames.usage, frames.hasToken, frames.hasData, frames.withoutUsage()?.raw, [...frames]]

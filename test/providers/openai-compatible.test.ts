@@ -1,6 +1,6 @@
 import t, { type Test } from 'tap'
 import type { ModelGatewayOptions } from '../../app.ts'
-import { outputCapOf, toUpstream, withVersion } from '../../providers/openai-compatible/request.ts'
+import { outputCapOf, toUpstream, withVersion } from '../../providers/wires/openai/request.ts'
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { build, hello, towards } from '../helper.ts'
 import {

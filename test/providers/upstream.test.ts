@@ -6,14 +6,8 @@ import { mock } from 'node:test'
 import tls from 'node:tls'
 import { Worker } from 'node:worker_threads'
 import t, { type Test } from 'tap'
-import {
-  type Call,
-  createUpstream,
-  type Reads,
-  type Reply,
-  type Upstream,
-  vendorFault
-} from '../../providers/upstream.ts'
+import { vendorFault } from '../../providers/faults.ts'
+import { type Call, createUpstream, type Reads, type Reply, type Upstream } from '../../providers/upstream.ts'
 import type { GatewayError } from '../../schemas/errors.ts'
 import type { Timeouts } from '../../schemas/gateway.ts'
 import { build, hello, towards } from '../helper.ts'

@@ -1,4 +1,4 @@
-import type { ChatRequest } from '../../schemas/chat.ts'
+import type { ChatRequest } from '../../../schemas/chat.ts'
 
 /** What differs between vendors that speak OpenAI's wire. */
 export interface Dialect {

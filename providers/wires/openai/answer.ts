@@ -1,9 +1,10 @@
-import type { ChatCompletion, CompletionUsage } from '../../schemas/chat.ts'
-import { UpstreamError } from '../../schemas/errors.ts'
-import type { Frames } from '../../schemas/frames.ts'
-import type { Answer } from '../../schemas/gateway.ts'
-import { type EventReader, eventReader } from '../sse.ts'
-import { type Reads, type Reply, type VendorError, vendorFault } from '../upstream.ts'
+import type { ChatCompletion, CompletionUsage } from '../../../schemas/chat.ts'
+import { UpstreamError } from '../../../schemas/errors.ts'
+import type { Answer } from '../../../schemas/gateway.ts'
+import { type Redact, type VendorError, vendorFault } from '../../faults.ts'
+import { eventReader, type Read } from '../../sse.ts'
+import { isEncoded, type Step, type StreamReader } from '../../stream.ts'
+import type { Reply } from '../../upstream.ts'
 
 const errorKey = /"error"\s*:\s*[^n\s]|"object"\s*:\s*"error"/
 const usageKey = /(?<=[{,\s])"usage"\s*:\s*/g
@@ -15,9 +16,6 @@ const structural = /[{}[\]]|"(?:[^"\\]|\\.)*"/g
 const cheapToParse = 512
 const openBrace = 123
 const closeBrace = 125
-
-/** Takes secrets out of a vendor's words. */
-export type Redact = (text: string) => string
 
 /** A whole answer, untouched: parsed when somebody reads it, and here only when it may hold an error. */
 export function wholeAnswer(reply: Reply, redact: Redact): Answer {
@@ -85,76 +83,19 @@ function isUsage(value: unknown): value is CompletionUsage {
   return typeof value === 'object' && value !== null
 }
 
-/** The frames of a stream; an error inside it is thrown after what came before it. */
-export function streamedAnswer(reply: Reply, reads: Reads, maxEvent: number, redact: Redact): Answer {
-  if (isEncoded(reply)) {
-    reads.close(false)
-    throw new UpstreamError('it compressed a stream that nobody asked to.')
-  }
-  return {
-    stream: true,
-    frames: { [Symbol.asyncIterator]: () => framesOf(reply, reads, eventReader(maxEvent), redact) }
-  }
-}
+/** Reads a stream of OpenAI's events: forwarded as they are, looked into only for errors. */
+export function chunkReader(reply: Reply, maxEvent: number, redact: Redact): StreamReader {
+  const events = eventReader(maxEvent)
 
-function framesOf(reply: Reply, reads: Reads, events: EventReader, redact: Redact): AsyncIterator<Frames, undefined> {
-  let over = false
-  let started = false
-  let fault: Error | null = null
-
-  async function next(): Promise<IteratorResult<Frames, undefined>> {
-    while (!over) {
-      const bytes = await reads.next()
-      const { frames, done } = bytes === null ? events.end() : events.read(bytes)
-      if (done || bytes === null) {
-        over = true
-        reads.close(true)
-      }
-      if (frames === null) continue
-      const failed = frames.fault
-      if (failed !== null) {
-        const { error, before } = failed
-        over = true
-        reads.close(false)
-        fault = vendorFault(statusOf(error), asVendorError(error), reply.headers, redact)
-        if (before !== null) return { done: false, value: before }
-        break
-      }
-      if (started ? frames.hasData : frames.hasToken) {
-        started = true
-        reads.progress()
-      }
-      return { done: false, value: frames }
-    }
-    if (fault !== null) {
-      const error = fault
-      fault = null
-      throw error
-    }
-    return { done: true, value: undefined }
+  function step({ frames, done }: Read): Step {
+    const failed = frames === null ? null : frames.fault
+    if (failed === null) return { frames, done, fault: null }
+    const { error, before } = failed
+    const fault = vendorFault(statusOf(error), asVendorError(error), reply.headers, redact)
+    return { frames: before, done: true, fault }
   }
 
-  return {
-    async next() {
-      try {
-        return await next()
-      } catch (error) {
-        over = true
-        reads.close(false)
-        throw error
-      }
-    },
-    async return() {
-      over = true
-      reads.close(false)
-      return { done: true, value: undefined }
-    }
-  }
-}
-
-function isEncoded(reply: Reply): boolean {
-  const encoding = reply.headers['content-encoding']
-  return Boolean(encoding) && encoding !== 'identity'
+  return { read: bytes => step(events.read(bytes)), end: () => step(events.end()) }
 }
 
 /** JSON objects begin and end with a brace; a truncated one does not. Cheaper than parsing what we only hand on. */

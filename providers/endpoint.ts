@@ -1,0 +1,113 @@
+import type { Attempt } from '../schemas/provider.ts'
+import { type Redact, redacting } from './faults.ts'
+import { createUpstream, type Reply, type Upstream } from './upstream.ts'
+
+/** What every provider with an address may be told. */
+export interface EndpointOptions {
+  name: string
+  baseUrl?: string
+  /** A pool: routing says which of them an attempt uses. */
+  apiKeys?: readonly string[]
+  /** Sent with every request. */
+  headers?: Readonly<Record<string, string>>
+  /** Headers of the client that may go upstream. */
+  forwardHeaders?: readonly string[]
+  /** The most sockets to the provider. Default 1024. */
+  connections?: number
+  /** The most bytes of one event. Default 8 MiB. */
+  maxEvent?: number
+}
+
+/** A provider's address and its credentials. */
+export interface Endpoint {
+  readonly upstream: Upstream
+  /** How many keys there are to choose from. */
+  readonly keys: number
+  readonly maxEvent: number
+  readonly redact: Redact
+  /**
+   * Sends an attempt as JSON, with the attempt's own key, deadlines and signal.
+   * @param more headers besides the provider's own, which win: name, value, name, value, names in lower case
+   */
+  post(attempt: Attempt, path: string, body: object, more?: readonly string[]): Promise<Reply>
+  /** Headers without those of an attempt, with the key of that index: for listing models and asking for health. */
+  headers(key: number): string[]
+  close(): Promise<void>
+}
+
+/** Headers that are the provider's own business, whatever the options say. */
+const neverForwarded = new Set([
+  'accept-encoding',
+  'api-key',
+  'authorization',
+  'connection',
+  'content-length',
+  'cookie',
+  'host',
+  'transfer-encoding',
+  'x-api-key',
+  'x-goog-api-key'
+])
+
+/**
+ * @param baseUrl as the provider wants it, with the path that all its routes share
+ * @param credential how a key travels: the name of its header, in lower case, and its value
+ */
+export function createEndpoint(
+  options: EndpointOptions,
+  baseUrl: string,
+  credential: (key: string) => readonly [name: string, value: string]
+): Endpoint {
+  const keys = options.apiKeys ?? []
+  const upstream = createUpstream({ baseUrl, connections: options.connections ?? 1024 })
+  const given = Object.entries(options.headers ?? {}).map(([name, value]) => [name.toLowerCase(), value] as const)
+  const statics = new Map([['content-type', 'application/json'], ...given])
+  // A key of the pool wins over one among the headers.
+  for (const key of keys) statics.delete(credential(key)[0])
+  const fixed = [...statics].flat()
+  const perKey = keys.map(key => [...fixed, ...credential(key)])
+  const forward = (options.forwardHeaders ?? [])
+    .map(name => name.toLowerCase())
+    .filter(name => !statics.has(name) && !neverForwarded.has(name))
+
+  function ownHeaders(key: number): string[] {
+    return perKey[key] ?? perKey[0] ?? fixed
+  }
+
+  function headersFor(attempt: Attempt, more: readonly string[]): string[] {
+    const own = more.length === 0 ? ownHeaders(attempt.key) : [...ownHeaders(attempt.key), ...more]
+    let layered = forward.length > 0
+    for (const _name in attempt.headers) layered = true
+    if (!layered) return own
+    // Our own win over those of layers, theirs over the client's; each name goes out once.
+    const headers = new Map<string, string>()
+    for (const name of forward) {
+      const value = attempt.caller.origin.headers?.[name]
+      if (typeof value === 'string') headers.set(name, value)
+    }
+    for (const name in attempt.headers) {
+      const lower = name.toLowerCase()
+      if (!neverForwarded.has(lower)) headers.set(lower, attempt.headers[name]!)
+    }
+    for (let index = 0; index < own.length; index += 2) headers.set(own[index]!, own[index + 1]!)
+    return [...headers].flat()
+  }
+
+  return {
+    upstream,
+    keys: keys.length,
+    maxEvent: options.maxEvent ?? 8 * 1024 * 1024,
+    redact: redacting(keys, Object.values(options.headers ?? {})),
+    headers: ownHeaders,
+    post: (attempt, path, body, more = []) =>
+      upstream.post({
+        path,
+        headers: headersFor(attempt, more),
+        body: JSON.stringify(body),
+        signal: attempt.signal,
+        timeouts: attempt.timeouts,
+        stream: attempt.request.stream === true
+      }),
+    close: () => upstream.close()
+  }
+}
