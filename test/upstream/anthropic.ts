@@ -5,7 +5,12 @@ export type Said =
   | { readonly type: 'text'; readonly text: string | readonly string[] }
   | { readonly type: 'thinking'; readonly thinking: string | readonly string[]; readonly signature: string }
   | { readonly type: 'redacted_thinking'; readonly data: string }
-  | { readonly type: 'tool_use'; readonly id: string; readonly name: string; readonly input: string | readonly string[] }
+  | {
+      readonly type: 'tool_use'
+      readonly id: string
+      readonly name: string
+      readonly input: string | readonly string[]
+    }
 
 interface Around {
   readonly stop_reason?: string
@@ -57,11 +62,7 @@ export function event(data: { readonly type: string; readonly [field: string]: u
 /** Says it streamed or whole, as a request asks. */
 export function claude(said: readonly Said[], around: Around = {}) {
   return ({ json: asked }: { readonly json: { readonly stream?: boolean | null } }): Reply =>
-    asked.stream ? messageStream(said, around) : json(message(said, around))
-}
-
-export function messageStream(said: readonly Said[], around: Around = {}, options: ReplyOptions = {}): Reply {
-  return sse(messageEvents(said, around), { ...options, done: false })
+    asked.stream ? sse(messageEvents(said, around), { done: false }) : json(message(said, around))
 }
 
 /** A failure before any answer. */
