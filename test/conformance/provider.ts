@@ -7,6 +7,7 @@ import type { Answer, Expense, Inference, Timeouts } from '../../schemas/gateway
 import type { Attempt, Provider } from '../../schemas/provider.ts'
 import { noUsage } from '../../schemas/usage.ts'
 import { gate, type Reply, type ReplyOptions, reset, silence, turn, type Upstream } from '../upstream.ts'
+import type { Heard } from './conversations.ts'
 
 /** What a model is to say. The suite decides it, a vendor's script puts it on the wire. */
 export interface Speech {
@@ -26,6 +27,8 @@ export interface Vendor {
   refusal(status: number, message: string): Reply
   /** A stream that says the speech and then, instead of its end, that it failed. Absent where the wire has no such thing. */
   failing?(speech: Speech, message: string): Reply
+  /** Reads a request of its wire back, for test/conformance/conversations.ts. */
+  understood?(json: unknown): Heard
 }
 
 export interface Started {
@@ -60,7 +63,7 @@ export function attemptOf(provider: Provider, options: AttemptOptions = {}): Att
   const request: ChatRequest = { model: 'm', messages: [{ role: 'user', content: 'Say hello.' }], ...options.request }
   const signal = options.signal ?? new AbortController().signal
   const timeouts = { ...patient, ...options.timeouts }
-  const target = { provider, model: 'm', weight: 1, price: null }
+  const target = { provider, model: request.model ?? 'm', weight: 1, price: null }
   const inference: Inference = {
     operation: 'chat',
     id: 'req_conformance',
