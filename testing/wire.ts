@@ -145,7 +145,7 @@ export const wireDemands: readonly Demand[] = [
       upstream.script(sse(events))
       const { error, frames } = await streamed(provider)
       assert.ok(error === null || isGatewayError(error), `${events}: ${error}`)
-      assert.ok(!frames.some(read => read.finished), events)
+      assert.ok(!frames.some(read => read.finished), `it ends well after ${JSON.stringify(events)}`)
     }
   }),
 
@@ -169,9 +169,9 @@ export const wireDemands: readonly Demand[] = [
     const length = await lengthOf(vendor.stream(speech))
     vendor.upstream.script(reset(vendor.stream(speech), Math.floor(length / 2)))
     const { error, chunks, frames } = await streamed(provider)
-    assert.ok(isGatewayError(error) && error.statusCode >= 500)
+    assert.ok(isGatewayError(error) && error.statusCode >= 500, `it failed with ${error ?? 'nothing'}`)
     assert.ok(text.startsWith(outcomeOfChunks(chunks).text))
-    assert.ok(!frames.some(read => read.finished))
+    assert.ok(!frames.some(read => read.finished), 'it does not end well')
   }),
 
   ofVendors('a stream cut before its end never counts as finished', async (provider, vendor) => {
@@ -180,8 +180,8 @@ export const wireDemands: readonly Demand[] = [
       const cut: Reply = { ...vendor.stream(speech), limit: at, wire: 'close' }
       vendor.upstream.script(cut)
       const { error, frames } = await streamed(provider)
-      assert.ok(error === null || isGatewayError(error))
-      assert.ok(!frames.some(read => read.finished), `cut at ${at}`)
+      assert.ok(error === null || isGatewayError(error), String(error))
+      assert.ok(!frames.some(read => read.finished), `it ends well though it was cut at ${at}`)
     }
   }),
 
@@ -190,9 +190,9 @@ export const wireDemands: readonly Demand[] = [
     async (provider, vendor) => {
       vendor.upstream.script(vendor.failing!(speech, 'It broke.'))
       const { error, chunks, frames } = await streamed(provider)
-      assert.ok(isGatewayError(error) && error.statusCode >= 500)
+      assert.ok(isGatewayError(error) && error.statusCode >= 500, `it failed with ${error ?? 'nothing'}`)
       assert.equal(outcomeOfChunks(chunks).text, text)
-      assert.ok(!frames.some(read => read.finished))
+      assert.ok(!frames.some(read => read.finished), 'it does not end well')
     },
     vendor => vendor.failing
   ),

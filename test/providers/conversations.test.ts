@@ -7,13 +7,12 @@ import {
   CONVERSATIONS,
   conversation,
   crossings,
-  heardIn,
   type Item,
   lossBetween
 } from '../conformance/conversations.ts'
-import type { Vendor } from '../conformance/provider.ts'
+import { openaiVendor } from '../conformance/provider.ts'
 import { build, towards } from '../helper.ts'
-import { completion, failure, json, startUpstream } from '../upstream.ts'
+import { startUpstream } from '../upstream.ts'
 
 // The generated conversations are tests of others: here it is shown that they see what they are to see.
 
@@ -116,13 +115,7 @@ async function changing(t: Test, change: (messages: Message[], request: ChatRequ
       return real.send({ ...attempt, request: { ...request, messages: messages as Message[] } })
     }
   }
-  const vendor: Vendor = {
-    upstream,
-    whole: speech => json(completion({ content: speech.text.join('') })),
-    stream: () => failure(500),
-    refusal: status => failure(status),
-    understood: body => heardIn(body as ChatRequest)
-  }
+  const vendor = openaiVendor(upstream)
   return { provider, vendor }
 }
 
