@@ -5,10 +5,11 @@ import t, { type Test } from 'tap'
 import type { ModelGatewayOptions } from '../../app.ts'
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { usageOf } from '../../schemas/usage.ts'
-import { attemptOf, providerConformance, type Speech, type Subject, type Vendor } from '../conformance/provider.ts'
+import { conversationsCross } from '../conformance/conversations.ts'
+import { attemptOf, providerConformance, type Subject } from '../conformance/provider.ts'
 import { build } from '../helper.ts'
-import { claude, claudeError, event, message, messageEvents, type Said } from '../upstream/anthropic.ts'
-import { bytes, failure, json, type Received, type Script, sse, startUpstream } from '../upstream.ts'
+import { bytes, failure, json, type Received, type Script, startUpstream } from '../upstream.ts'
+import { claude, claudeError, claudeVendor, message, type Said } from './claude.ts'
 
 type Options = NonNullable<ModelGatewayOptions['providers']>[string]
 type Own = { [field: string]: unknown; baseUrl?: string }
@@ -24,9 +25,9 @@ async function front(t: Test, own: Own = {}, script?: Script) {
   const app = await build(t, {
     providers: { claude: options },
     models: {
-      test: { targets: [{ ...target, model: 'claude-sonnet-4-5' }] },
-      newer: { targets: [{ ...target, model: 'claude-sonnet-4-6' }] },
-      older: { targets: [{ ...target, model: 'claude-sonnet-4-20250514' }] }
+      test: { targets: [{ ...target, model: 'claude-sonnet-4-5' }], retries: 0 },
+      newer: { targets: [{ ...target, model: 'claude-sonnet-4-6' }], retries: 0 },
+      older: { targets: [{ ...target, model: 'claude-sonnet-4-20250514' }], retries: 0 }
     },
     plugins: { tenants: false, budgets: false }
   })
@@ -45,32 +46,17 @@ const hi: ChatRequest['messages'] = [{ role: 'user', content: 'Hi' }]
 const hello = { model: 'test', messages: [{ role: 'user' as const, content: 'Hello' }] }
 const said = (text: string | readonly string[]): Said[] => [{ type: 'text', text }]
 
-function aroundOf({ finish, inputTokens, outputTokens }: Speech) {
-  const usage = { input_tokens: inputTokens, output_tokens: outputTokens }
-  return { stop_reason: finish === 'length' ? 'max_tokens' : 'end_turn', usage }
-}
-
 const subject: Subject = {
   name: 'anthropic',
   async start(t) {
-    const { upstream, provider } = await front(t)
-    const vendor: Vendor = {
-      upstream,
-      whole: (speech, options) => json(message(said(speech.text), aroundOf(speech)), options),
-      // Without the ping: the suite wants words in the third event.
-      stream: (speech, options) =>
-        sse(messageEvents(said(speech.text), aroundOf(speech)).toSpliced(1, 1), { ...options, done: false }),
-      refusal: (status, text) => claudeError(status, text, 'some_error'),
-      failing: (speech, text) => {
-        const events = messageEvents(said(speech.text), aroundOf(speech)).slice(0, -3)
-        return sse([...events, event({ type: 'error', error: { type: 'api_error', message: text } })], { done: false })
-      }
-    }
-    return { vendor, provider }
+    const keys = ['sk-ant-first-key-of-two', 'sk-ant-other-key-of-two']
+    const { upstream, provider } = await front(t, { apiKeys: keys })
+    return { provider, vendor: claudeVendor(upstream), keys }
   }
 }
 
 providerConformance(t, subject)
+conversationsCross(t, { ...subject, model: 'claude-sonnet-4-5' })
 
 // Where it is sent, and what with
 
@@ -288,10 +274,11 @@ t.test('errors reach the SDK as those of OpenAI', async t => {
     status: 429,
     code: 'upstream_rate_limited'
   })
-  await t.rejects(openai.chat.completions.create({ ...hello, n: 2 }), {
-    message: /one choice/,
+  const tools = [{ type: 'custom' as const, custom: { name: 'grammar' } }]
+  await t.rejects(openai.chat.completions.create({ ...hello, tools }), {
+    message: /`custom`/,
     status: 400,
-    param: 'n'
+    param: 'tools[0].type'
   })
   t.equal(upstream.requests.length, 3)
 })

@@ -9,7 +9,7 @@ import {
   wholeMessage
 } from '../../../../providers/wires/anthropic/answer.ts'
 import { inputOf, outputOf, usageOf } from '../../../../schemas/usage.ts'
-import { message } from '../../../upstream/anthropic.ts'
+import { message } from '../../claude.ts'
 
 const fixture = (name: string) =>
   JSON.parse(readFileSync(new URL(`../../../fixtures/anthropic/${name}`, import.meta.url), 'utf8'))

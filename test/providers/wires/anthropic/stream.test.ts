@@ -5,8 +5,8 @@ import type { Thought } from '../../../../providers/wires/anthropic/messages.ts'
 import { messageReader } from '../../../../providers/wires/anthropic/stream.ts'
 import type { ChatCompletionChunk, Delta } from '../../../../schemas/chat.ts'
 import { usageOf } from '../../../../schemas/usage.ts'
-import { event, message, messageEvents } from '../../../upstream/anthropic.ts'
 import { type Cut, pieces } from '../../../upstream.ts'
+import { event, message, messageEvents } from '../../claude.ts'
 
 const fixture = (name: string) => readFileSync(new URL(`../../../fixtures/anthropic/${name}`, import.meta.url), 'utf8')
 
