@@ -10,7 +10,7 @@ import { createRecall } from './recall.ts'
 import { streamedAnswer } from './stream.ts'
 import type { Reply } from './upstream.ts'
 import { bodyOf, faultOf, wholeMessage } from './wires/anthropic/answer.ts'
-import type { Recollect, Thought } from './wires/anthropic/messages.ts'
+import { memoryOf, type Thought } from './wires/anthropic/messages.ts'
 import { modelOf } from './wires/anthropic/models.ts'
 import { toMessages } from './wires/anthropic/request.ts'
 import { messageReader } from './wires/anthropic/stream.ts'
@@ -55,15 +55,11 @@ async function anthropic(app: FastifyInstance, options: AnthropicOptions): Promi
 
   async function send(attempt: Attempt) {
     const { request, inference } = attempt
-    const { tenant } = inference.principal
-    const { body, warnings, jsonTool } = toMessages(request, { sampling, recollect: call => recall.find(tenant, call) })
+    const memory = memoryOf(recall, inference.principal.tenant)
+    const { body, warnings, jsonTool } = toMessages(request, { sampling, recollect: memory.recollect })
     for (const text of warnings) if (!inference.facts.warnings.includes(text)) inference.facts.warnings.push(text)
-    const keep = (calls: readonly string[], thoughts: readonly Thought[]) => {
-      const bytes = JSON.stringify(thoughts).length
-      for (const call of calls) recall.keep(tenant, call, thoughts, Math.ceil(bytes / calls.length))
-    }
     const reply = await endpoint.post(attempt, '/v1/messages', { model: request.model, ...body }, more)
-    const expected = { jsonTool, keep }
+    const expected = { jsonTool, keep: memory.keep }
     if (reply.reads !== null) {
       return streamedAnswer(reply, reply.reads, messageReader(reply.headers, maxEvent, redact, expected))
     }
@@ -75,7 +71,7 @@ async function anthropic(app: FastifyInstance, options: AnthropicOptions): Promi
   async function countTokens(request: ChatRequest, signal = new AbortController().signal): Promise<number> {
     const { messages, system, tools, tool_choice, thinking } = toMessages(request, {
       sampling,
-      recollect: unknown
+      recollect: nothing
     }).body
     const body = JSON.stringify({ model: request.model, messages, system, tools, tool_choice, thinking })
     const path = '/v1/messages/count_tokens'
@@ -134,8 +130,8 @@ async function anthropic(app: FastifyInstance, options: AnthropicOptions): Promi
   app.addHook('onClose', () => endpoint.close())
 }
 
-/** For counting, no thoughts are given back: they are not counted of turns that are over. */
-const unknown: Recollect = () => undefined
+/** Thoughts of turns that are over are not counted. */
+const nothing = () => undefined
 
 function infoOf({ id, created_at: born, max_input_tokens: most }: Record<string, unknown>): ModelInfo {
   const created = Math.floor(Date.parse(String(born)) / 1_000)

@@ -254,6 +254,12 @@ t.test('create streams, with usage for those who ask', async t => {
 
 t.test('errors reach the SDK as those of OpenAI', async t => {
   const { upstream, client: openai } = await client(t)
+  const tools = [{ type: 'custom' as const, custom: { name: 'grammar' } }]
+  await t.rejects(openai.chat.completions.create({ ...hello, tools }), {
+    message: /`custom`/,
+    status: 400,
+    param: 'tools[0].type'
+  })
   upstream.script(
     claudeError(400, 'prompt is too long: 3 tokens > 2 maximum', 'invalid_request_error'),
     claudeError(529, 'Overloaded', 'overloaded_error'),
@@ -273,12 +279,6 @@ t.test('errors reach the SDK as those of OpenAI', async t => {
     message: /limiting/,
     status: 429,
     code: 'upstream_rate_limited'
-  })
-  const tools = [{ type: 'custom' as const, custom: { name: 'grammar' } }]
-  await t.rejects(openai.chat.completions.create({ ...hello, tools }), {
-    message: /`custom`/,
-    status: 400,
-    param: 'tools[0].type'
   })
   t.equal(upstream.requests.length, 3)
 })

@@ -5,14 +5,13 @@ import { isRecord } from '../../../schemas/reader.ts'
 import { type Redact, vendorFault } from '../../faults.ts'
 import { isEncoded } from '../../stream.ts'
 import type { Reply } from '../../upstream.ts'
-import { isThought, type Thought } from './messages.ts'
+import { isThought, type Memory, type Thought } from './messages.ts'
 
 /** What reading an answer takes to know of its request. */
 export interface Expected {
   /** The tool whose call is the answer; null where none was made up. */
   readonly jsonTool: string | null
-  /** Called with what the model thought before it called tools: it has to be given back with their results. */
-  readonly keep: (calls: readonly string[], thoughts: readonly Thought[]) => void
+  readonly keep: Memory['keep']
 }
 
 /** A whole answer. @throws what the vendor says of its failure, or UpstreamError for what is no message */
@@ -136,19 +135,21 @@ function count(tokens: unknown): number {
   return typeof tokens === 'number' ? tokens : 0
 }
 
-const statuses: Readonly<Record<string, number>> = {
-  invalid_request_error: 400,
-  authentication_error: 401,
-  billing_error: 402,
-  permission_error: 403,
-  not_found_error: 404,
-  conflict_error: 409,
-  request_too_large: 413,
-  rate_limit_error: 429,
-  api_error: 500,
-  timeout_error: 504,
-  overloaded_error: 529
-}
+const statuses = new Map<unknown, number>(
+  Object.entries({
+    invalid_request_error: 400,
+    authentication_error: 401,
+    billing_error: 402,
+    permission_error: 403,
+    not_found_error: 404,
+    conflict_error: 409,
+    request_too_large: 413,
+    rate_limit_error: 429,
+    api_error: 500,
+    timeout_error: 504,
+    overloaded_error: 529
+  })
+)
 /** Our own account is at its end, whatever the status says: another key may help, waiting does not. */
 const spent = /credit balance is too low|reached your specified (?:\w+ )*usage limits/i
 const spentCodes = new Set(['enforced_spend_limit_reached', 'contract_spend_limit_reached'])
@@ -163,7 +164,7 @@ export function faultOf(status: number, body: unknown, headers: Reply['headers']
   const error = isRecord(outer) && isRecord(outer['error']) ? outer['error'] : {}
   const { type, message, details } = error
   const code = isRecord(details) ? details['error_code'] : null
-  const found = status || (typeof type === 'string' ? (statuses[type] ?? 0) : 0)
+  const found = status || (statuses.get(type) ?? 0)
   const words = typeof message === 'string' ? message : ''
   if (spentCodes.has(String(code)) || (found === 400 && spent.test(words)))
     return vendorFault(402, error, headers, redact)

@@ -1,6 +1,7 @@
 import type { ChatRequest, ContentPart, Message, ToolCall } from '../../../schemas/chat.ts'
 import { detail, InvalidRequest } from '../../../schemas/errors.ts'
 import { isRecord } from '../../../schemas/reader.ts'
+import type { Recall } from '../../recall.ts'
 
 type Cached = { cache_control?: unknown }
 type Source =
@@ -34,8 +35,22 @@ export interface Conversation {
   readonly called: ReadonlySet<string>
 }
 
-/** The thoughts that came with a call, for clients that have dropped them. */
-export type Recollect = (call: string) => readonly Thought[] | undefined
+/** The thoughts that came with calls, which have to be given back with their results: for clients that drop them. */
+export interface Memory {
+  recollect(call: string): readonly Thought[] | undefined
+  keep(calls: readonly string[], thoughts: readonly Thought[]): void
+}
+
+/** What one tenant's calls brought. */
+export function memoryOf(recall: Recall<readonly Thought[]>, tenant: string): Memory {
+  return {
+    recollect: call => recall.find(tenant, call),
+    keep(calls, thoughts) {
+      const bytes = Math.ceil(JSON.stringify(thoughts).length / calls.length)
+      for (const call of calls) recall.keep(tenant, call, thoughts, bytes)
+    }
+  }
+}
 
 const legalId = /^[a-zA-Z0-9_-]+$/
 /** Marks an id that had to be written in other letters. */
@@ -45,7 +60,7 @@ const imageTypes = new Set(['image/jpeg', 'image/png', 'image/gif', 'image/webp'
 /** @throws InvalidRequest naming what Claude cannot take */
 export function conversationOf(
   messages: ChatRequest['messages'],
-  recollect: Recollect,
+  recollect: Memory['recollect'],
   warnings: Set<string>
 ): Conversation {
   const system: TextBlock[] = []
@@ -78,8 +93,9 @@ export function conversationOf(
     }
     open.delete(message.tool_call_id ?? '')
     const { content } = message
-    const said = typeof content === 'string' ? content : blocksOf(content, `${param}.content`, true)
-    add('user', [{ type: 'tool_result', tool_use_id: id, content: said.length === 0 ? undefined : said }])
+    const blocks = blocksOf(content, `${param}.content`, true)
+    const said = typeof content === 'string' ? content : blocks
+    add('user', [{ type: 'tool_result', tool_use_id: id, content: blocks.length === 0 ? undefined : said }])
   }
 
   function say(message: Message, param: string): void {
@@ -195,7 +211,7 @@ function dataOf(url: string, param: string): { type: string; data: string } {
 }
 
 /** What the client has kept, else what we have. */
-function thoughtsOf(message: Message, calls: readonly ToolCall[], recollect: Recollect): readonly Thought[] {
+function thoughtsOf(message: Message, calls: readonly ToolCall[], recollect: Memory['recollect']): readonly Thought[] {
   const kept = message['thinking_blocks']
   if (Array.isArray(kept)) return kept.filter(isThought)
   for (const { id } of calls) {

@@ -1,6 +1,6 @@
 import type { ChatRequest, Tool } from '../../../schemas/chat.ts'
 import { isRecord } from '../../../schemas/reader.ts'
-import { conversationOf, lacksThoughts, type Recollect, refuse, type TextBlock, type Turn } from './messages.ts'
+import { conversationOf, lacksThoughts, type Memory, refuse, type TextBlock, type Turn } from './messages.ts'
 import { type Model, modelOf } from './models.ts'
 import { lowered } from './schema.ts'
 
@@ -47,7 +47,7 @@ export interface Translation {
 export interface RequestOptions {
   /** The API's version takes sampling parameters, of models that do. */
   readonly sampling: boolean
-  readonly recollect: Recollect
+  readonly recollect: Memory['recollect']
 }
 
 const effortBudgets: Readonly<Record<string, number>> = { minimal: 1_024, low: 1_024, medium: 4_096, high: 16_384 }
