@@ -81,7 +81,7 @@ export function toCompletion(message: Record<string, unknown>, created: number, 
         finish_reason: toFinishReason(reason, calls.length > 0)
       }
     ],
-    usage: isRecord(usage) ? toUsage(usage) : null,
+    usage: toUsage(usage),
     ...tierOf(usage)
   }
 }
@@ -107,9 +107,10 @@ export function tierOf(usage: unknown): { service_tier?: string } {
 
 /**
  * The vendor's counts in OpenAI's form. Its `input_tokens` are those beside the cache, its `output_tokens` hold the
- * thoughts, and of a compacted conversation the totals lack what the compaction took (`iterations`).
+ * thoughts, and of a compacted conversation the totals lack what the compaction took (`iterations`). Null: none are there.
  */
-export function toUsage(usage: Readonly<Record<string, unknown>>): CompletionUsage {
+export function toUsage(usage: unknown): CompletionUsage | null {
+  if (!isRecord(usage) || (usage['input_tokens'] ?? usage['output_tokens'] ?? null) === null) return null
   const { cache_creation: split, output_tokens_details: details } = usage
   const runs = Array.isArray(usage['iterations']) ? usage['iterations'].filter(isRecord) : []
   const own = runs.filter(({ type }) => type === 'message' || type === 'compaction')

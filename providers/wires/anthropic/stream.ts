@@ -99,8 +99,10 @@ export function messageReader(
     const known = blocks.get(index)
     if (type === 'error') fail(faultOf(0, event, headers, redact))
     else if (type === 'message_start') begin(isRecord(message) ? message : {})
-    else if (before === '' && type !== 'ping') fail(new UpstreamError('its stream does not begin with a message.'))
-    else if (type === 'content_block_start' && isRecord(block)) open(index, block)
+    else if (before === '') {
+      if (/^(?:content_block|message)_/.test(String(type)))
+        fail(new UpstreamError('its stream does not begin with a message.'))
+    } else if (type === 'content_block_start' && isRecord(block)) open(index, block)
     else if (type === 'content_block_delta' && isRecord(delta) && known) grow(known, delta)
     else if (type === 'content_block_stop' && known) close(known)
     else if (type === 'message_delta') {
@@ -203,8 +205,10 @@ export function messageReader(
       ...(signed.length === 0 ? {} : { thinking_blocks: signed })
     }
     emit(JSON.stringify(last).slice(1, -1), `"${toFinishReason(reason, calls.length > 0)}"`)
-    const counts = JSON.stringify({ usage: toUsage(usage), ...tierOf(usage) })
-    text += `${before}],${counts.slice(1)}\n\n`
+    const counted = toUsage(usage)
+    if (counted !== null) {
+      text += `${before}],${JSON.stringify({ usage: counted, ...tierOf(usage) }).slice(1)}\n\n`
+    }
     over = true
   }
 

@@ -102,6 +102,12 @@ t.test('counts that are null or missing are none', async t => {
   })
 })
 
+t.test('a message without counts has no usage: nothing is not reported as zero', async t => {
+  for (const usage of [undefined, null, {}, { input_tokens: null, service_tier: 'standard' }]) {
+    t.equal(toCompletion({ ...message([]), usage }, 0, nothing).usage, null)
+  }
+})
+
 t.test('what a compaction took is counted, an advisor of another price is not', async t => {
   const { usage, choices } = toCompletion(fixture('compaction.json'), 0, nothing)
   t.match(usage, { prompt_tokens: 50_300, completion_tokens: 820 })

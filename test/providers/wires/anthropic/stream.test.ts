@@ -284,6 +284,19 @@ t.test('a second beginning changes nothing', async t => {
   t.match(chunks.at(-1)?.usage, { prompt_tokens: 9 })
 })
 
+t.test('an unknown event may come first', async t => {
+  const { fault, chunks } = heard([event({ type: 'news' }), ...messageEvents([{ type: 'text', text: 'ok' }])].join(''))
+  t.equal(fault, null)
+  t.equal(chunks.at(-2)?.choices[0]?.finish_reason, 'stop')
+})
+
+t.test('a stream without counts has no usage', async t => {
+  const events = messageEvents([{ type: 'text', text: 'ok' }], { usage: {} }).join('')
+  const { chunks } = heard(events.replaceAll('"output_tokens":1', ''))
+  t.ok(chunks.every(chunk => !chunk.usage))
+  t.equal(chunks.at(-1)?.choices[0]?.finish_reason, 'stop')
+})
+
 t.test('words before any beginning are a fault', async t => {
   const { fault } = heard(
     messageEvents([{ type: 'text', text: 'ok' }])
