@@ -115,7 +115,7 @@ export function createMender(request: ChatRequest): Mender {
         places = { ids: [], last: -1 }
         positions.set(choice.index, places)
       }
-      next.delta = { ...choice.delta, tool_calls: written.map(call => mendedPart(call, places)) }
+      next.delta = { ...choice.delta, tool_calls: written.filter(isObject).map(call => mendedPart(call, places)) }
     }
     return next
   }
@@ -146,7 +146,7 @@ function mendedPart(call: CallPart, places: Positions): CallPart {
   places.last = index
   const part: CallPart = { ...call, index }
   if (isFirst && !part.type) part.type = 'function'
-  if (call.function) part.function = withText(call.function, isFirst ? '' : undefined)
+  if (isObject(call.function)) part.function = withText(call.function, isFirst ? '' : undefined)
   return part
 }
 
@@ -155,7 +155,7 @@ function isLoose(read: EventFrames): boolean {
   for (const { choices } of read) {
     for (const { delta } of choices) {
       const first = delta?.tool_calls?.[0]
-      if (first === undefined) continue
+      if (!isObject(first)) continue
       const text: unknown = first.function?.arguments
       return typeof first.index !== 'number' || !first.type || (text !== undefined && typeof text !== 'string')
     }
@@ -174,10 +174,11 @@ function closing(read: EventFrames | null, called: boolean): ChatCompletionChunk
 type Choice = ChatCompletion['choices'][number]
 
 function mendedChoice(choice: Choice): Choice {
+  if (!isObject(choice)) return choice
   const reason: string | null | undefined = choice.finish_reason
   if (broken.has(reason)) throw brokenOff(reason)
   const written = choice.message?.tool_calls
-  const tools = Array.isArray(written) ? written.map(mendedCall) : []
+  const tools = Array.isArray(written) ? written.filter(isObject).map(mendedCall) : []
   const next = reasonOf(reason ?? '', tools.length > 0)
   const isSame = next === reason && tools.every((call, index) => call === written?.[index])
   if (isSame) return choice
@@ -186,7 +187,7 @@ function mendedChoice(choice: Choice): Choice {
 }
 
 function mendedCall(call: ToolCall): ToolCall {
-  const own = call.function && withText(call.function, '{}')
+  const own = isObject(call.function) ? withText(call.function, '{}') : call.function
   return call.type && own === call.function ? call : { ...call, type: call.type || 'function', function: own }
 }
 
@@ -207,4 +208,9 @@ function reasonOf(said: string, called: boolean): FinishReason {
 
 function brokenOff(reason: unknown): Error {
   return new UpstreamError(`it broke its answer off (finish_reason ${String(reason)}).`)
+}
+
+/** What is there at all, and no text in its place. */
+function isObject<Value>(value: Value): value is Value & object {
+  return typeof value === 'object' && value !== null
 }
