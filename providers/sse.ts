@@ -204,9 +204,9 @@ export class EventFrames implements Frames {
     return this.#finished
   }
 
-  /** Whether a pattern matches these bytes, each taken as one character. */
-  matches(pattern: RegExp): boolean {
-    return pattern.test(this.#text())
+  /** Whether a search of these bytes, each taken as one character, finds what it looks for. */
+  has(search: (text: string) => boolean): boolean {
+    return search(this.#text())
   }
 
   get hasUsage(): boolean {

@@ -2,8 +2,9 @@ import t from 'tap'
 import { chunkReader, wholeAnswer } from '../../providers/wires/openai/answer.ts'
 import { createMender } from '../../providers/wires/openai/mend.ts'
 import type { ChatCompletionChunk, ChatRequest } from '../../schemas/chat.ts'
-import { hello } from '../helper.ts'
+import { hello, stack } from '../helper.ts'
 import { pieces } from '../upstream/replies.ts'
+import { json, sse } from '../upstream.ts'
 import { eventsOf, fixture } from './openai-wire.ts'
 
 // Forms that servers send which only resemble OpenAI's: protocol/azure-llamacpp-openrouter.md, section 7.
@@ -74,6 +75,7 @@ for (const name of ['openrouter/stream', 'vllm/stream-tools', 'ollama/stream-too
 for (const [said, meant] of [
   ['eos_token', 'stop'],
   ['end_turn', 'stop'],
+  ['stop_sequence', 'stop'],
   ['STOP', 'stop'],
   ['LENGTH', 'length'],
   ['max_tokens', 'length'],
@@ -258,4 +260,37 @@ t.test('choices and calls that are none are left alone', async t => {
     const events = [{ ...chunk({}), choices: [{ delta }], tool_calls: [{}] }, chunk({}, 'odd')]
     for (const cut of cuts) t.equal(streamed(withTools, events, cut).fault, null)
   }
+})
+
+// The SDK over a gateway
+
+const weather = { type: 'function' as const, function: { name: 'weather', parameters: { type: 'object' } } }
+
+t.test('the stream helper of the SDK survives every form at once', async t => {
+  const { upstream, client } = await stack(t)
+  for (const cut of cuts) {
+    const call = { function: { name: 'weather', arguments: { city: 'Zürich' } } }
+    const events = [chunk({ role: 'assistant', content: '' }, ''), chunk({ tool_calls: [call] }, ''), chunk({}, '')]
+    upstream.script(sse(events, { cut, interval: null }))
+    const final = await client.chat.completions.stream({ ...hello, tools: [weather] }).finalChatCompletion()
+    t.equal(final.choices[0]?.finish_reason, 'tool_calls')
+    t.match(final.choices[0]?.message.tool_calls, [
+      { type: 'function', function: { name: 'weather', arguments: '{"city":"Zürich"}' } }
+    ])
+    upstream.script(sse([chunk({ role: 'assistant', content: 'Hi' }), chunk({}, 'eos_token')], { cut, interval: null }))
+    t.equal(await client.chat.completions.stream(hello).finalContent(), 'Hi')
+  }
+})
+
+t.test('runTools of the SDK calls what a server wrote as an object and ended with stop', async t => {
+  const { upstream, client } = await stack(t)
+  const call = { id: 'c1', function: { name: 'weather', arguments: { city: 'Zürich' } } }
+  upstream.script(json(completed({ tool_calls: [call] }, 'stop')), json(completed({ content: 'Sunny.' }, 'eos_token')))
+  const asked: string[] = []
+  const tool = {
+    ...weather,
+    function: { ...weather.function, description: '', function: (text: string) => `${asked.push(text)}` }
+  }
+  t.equal(await client.chat.completions.runTools({ ...hello, tools: [tool] }).finalContent(), 'Sunny.')
+  t.strictSame(asked, ['{"city":"Zürich"}'])
 })
