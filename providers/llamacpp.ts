@@ -17,7 +17,7 @@ export interface LlamaCppOptions extends EndpointOptions {
 }
 
 /** It would fetch links from inside its network, and read files, for whoever asks. */
-const limits: Limits = { dataUrls: true }
+const limits: Limits = { dataOnly: true }
 
 /** llama.cpp's `llama-server`, with one model or as a router before several. */
 async function llamacpp(app: FastifyInstance, options: LlamaCppOptions): Promise<void> {
@@ -35,7 +35,7 @@ async function llamacpp(app: FastifyInstance, options: LlamaCppOptions): Promise
 
   /** By the server's own tokenizer and template; builds that have no path for it do it in two steps. */
   async function countTokens(request: ChatRequest, signal?: AbortSignal): Promise<number> {
-    const body = toLlama(request)
+    const body = toLlama(withinLimits(request, limits, []))
     const counted = await ask('/v1/chat/completions/input_tokens', signal, body)
     if (counted.status !== 404) return numberIn(jsonIn(counted, redact), 'input_tokens')
     const templated = fieldOf(jsonIn(await ask('/apply-template', signal, body), redact), 'prompt')

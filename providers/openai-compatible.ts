@@ -41,7 +41,7 @@ const vendors = {
     limits: {
       oneChoice: true,
       freeToolChoice: true,
-      dataUrls: true,
+      dataOnly: true,
       ignored: { logit_bias: null, parallel_tool_calls: true }
     }
   }

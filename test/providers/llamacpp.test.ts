@@ -98,15 +98,23 @@ t.test('a schema goes where llama.cpp reads it', async t => {
   }
 })
 
-t.test('images go as data URLs, links and files are refused', async t => {
+t.test('media go as data, links and files are refused: the server would fetch them for anybody', async t => {
   const { server, post } = await front(t, llama)
-  const see = (url: string) =>
-    post({ messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url } }] }] })
-  for (const url of ['http://169.254.169.254/latest', 'file:///etc/passwd']) {
-    t.match(await errorOf(await see(url)), { status: 400, param: 'messages[0].content[0].image_url' })
+  const see = (type: string, own: unknown) => post({ messages: [{ role: 'user', content: [{ type, [type]: own }] }] })
+  const link = 'http://169.254.169.254/latest'
+  for (const [type, own] of [
+    ['image_url', { url: link }],
+    ['image_url', { url: 'file:///etc/passwd' }],
+    ['image_url', link],
+    ['input_audio', { data: link, format: 'wav' }],
+    ['input_audio', { url: 'file:///etc/passwd' }],
+    ['input_video', { url: link }]
+  ] as const) {
+    t.match(await errorOf(await see(type, own)), { status: 400, param: `messages[0].content[0].${type}` })
   }
   t.equal(server.requests.length, 0)
-  t.equal((await see('data:image/png;base64,iVBORw0KGgo=')).status, 200)
+  t.equal((await see('image_url', { url: 'data:image/png;base64,iVBORw0KGgo=' })).status, 200)
+  t.equal((await see('input_audio', { data: 'UklGRg==', format: 'wav' })).status, 200)
 })
 
 // What comes back
@@ -251,6 +259,14 @@ t.test('a build that has no path for it counts the tokens of the prompt that it 
   t.equal(await countOf(provider(), { ...hello, tools }), 9)
   t.match(server.requests[1]?.json, { messages: hello.messages, tools })
   t.match(server.requests[2]?.json, { content: /im_start/, add_special: true, parse_special: true })
+})
+
+t.test('nothing is fetched for a count either', async t => {
+  const { server, provider } = await front(t, llama)
+  const content = [{ type: 'image_url', image_url: { url: 'http://169.254.169.254/latest' } }]
+  const refused = countOf(provider(), { ...hello, messages: [{ role: 'user', content }] })
+  await t.rejects(refused, { code: 'GATEWAY_INVALID_REQUEST' })
+  t.equal(server.requests.length, 0)
 })
 
 t.test('a count that cannot be had is a fault', async t => {

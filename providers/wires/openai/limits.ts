@@ -9,8 +9,8 @@ export interface Limits {
   readonly freeToolChoice?: boolean
   /** Fields that it ignores, each with the value that changes nothing; null and absent never do. */
   readonly ignored?: Readonly<Record<string, unknown>>
-  /** It takes images as data URLs only. */
-  readonly dataUrls?: boolean
+  /** It takes media as data only, or would fetch links from where it stands. */
+  readonly dataOnly?: boolean
 }
 
 /**
@@ -22,7 +22,7 @@ export function withinLimits(request: ChatRequest, limits: Limits, warnings: str
   if (limits.oneChoice && typeof request.n === 'number' && request.n > 1) {
     throw refusal('The provider of this model gives one choice only: leave `n` out.', 'n')
   }
-  if (limits.dataUrls) refuseLinks(request)
+  if (limits.dataOnly) refuseLinks(request)
   for (const field in limits.ignored) {
     const value = request[field]
     if (value === undefined || value === null || value === limits.ignored[field]) continue
@@ -45,15 +45,29 @@ function withoutTools(request: ChatRequest): ChatRequest {
 function refuseLinks({ messages }: ChatRequest): void {
   for (const [index, { content }] of messages.entries()) {
     if (!Array.isArray(content)) continue
-    for (const [position, { image_url: image }] of content.entries()) {
-      const url = typeof image === 'string' ? image : image?.url
-      if (url === undefined || /^data:/i.test(url)) continue
+    for (const [position, part] of content.entries()) {
+      const field = linked.find(name => hasLink(name, part[name]))
+      if (field === undefined) continue
       throw refusal(
-        'The provider of this model does not fetch images: send them as data URLs.',
-        `messages[${index}].content[${position}].image_url`
+        'The provider of this model is not to fetch media: send them as data.',
+        `messages[${index}].content[${position}].${field}`
       )
     }
   }
+}
+
+/** Parts in which llama.cpp takes links, audio and video in either of their fields. */
+const linked = ['image_url', 'input_audio', 'input_video'] as const
+
+function hasLink(name: (typeof linked)[number], media: unknown): boolean {
+  const { url, data } = typeof media === 'string' ? { url: media } : fieldsOf(media)
+  // Images without a scheme are no data URLs either; audio in OpenAI's form is plain base64.
+  if (name === 'image_url') return typeof url === 'string' && !/^data:/i.test(url)
+  return [url, data].some(value => typeof value === 'string' && /^(?!data:)[a-z][a-z\d+.-]*:/i.test(value))
+}
+
+function fieldsOf(value: unknown): { url?: unknown; data?: unknown } {
+  return typeof value === 'object' && value !== null ? value : {}
 }
 
 function refusal(words: string, param: string): Error {
