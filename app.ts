@@ -22,6 +22,8 @@ import shared from './plugins/shared/index.ts'
 import store from './plugins/store/index.ts'
 import tenantsPlugin from './plugins/tenants/index.ts'
 import echo from './providers/echo.ts'
+import llamacpp from './providers/llamacpp.ts'
+import openai from './providers/openai.ts'
 import openaiCompatible from './providers/openai-compatible.ts'
 import { type Config, readConfig, type Settings } from './schemas/config.ts'
 import type { Log } from './schemas/gateway.ts'
@@ -56,6 +58,8 @@ async function gatewayApp(app: FastifyInstance, settings: Settings, standalone?:
   await app.register(routing, settings)
   for (const [name, provider] of Object.entries(settings.providers)) {
     if (!provider.enabled) continue
+    if (provider.type === 'openai') await app.register(openai, { ...provider, name })
+    if (provider.type === 'llamacpp') await app.register(llamacpp, { ...provider, name })
     if (provider.type === 'openai-compatible') await app.register(openaiCompatible, { ...provider, name })
     if (provider.type === 'echo') await app.register(echo, { ...provider, name })
   }

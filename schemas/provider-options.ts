@@ -1,7 +1,7 @@
 import { type Static, Type } from '@sinclair/typebox'
 import { BaseUrl, Count, Credential, Flag, providerName, Words } from './atoms.ts'
 import { Delay, Size } from './duration.ts'
-import { closed, type Filled, named, preset, text } from './shape.ts'
+import { closed, type Filled, named, oneOf, preset, text } from './shape.ts'
 
 // `providers` of the configuration. What a provider is at run time stands in provider.ts.
 
@@ -56,13 +56,22 @@ const common = {
   maxEvent: preset(Size, '8mb')
 }
 
-const OpenAICompatible = closed({ type: Type.Literal('openai-compatible'), baseUrl: BaseUrl, ...common })
+const OpenAICompatible = closed({
+  type: Type.Literal('openai-compatible'),
+  baseUrl: BaseUrl,
+  /** Whose server it is, for its peculiarities. Absent: OpenRouter's by its host, else nobody's in particular. */
+  vendor: Type.Optional(oneOf('openrouter', 'litellm', 'vllm', 'ollama')),
+  ...common
+})
+
+/** A value that travels in a header. */
+const Account = text('^[\\x21-\\x7e]+$', 'printable ASCII without white space')
 
 const OpenAI = closed({
-  type: Type.Transform(Type.Literal('openai'))
-    .Decode((): 'openai-compatible' => 'openai-compatible')
-    .Encode((): 'openai' => 'openai'),
+  type: Type.Literal('openai'),
   baseUrl: preset(BaseUrl, 'https://api.openai.com/v1'),
+  organization: Type.Optional(Account),
+  project: Type.Optional(Account),
   ...common
 })
 
@@ -128,7 +137,7 @@ export const defaultProviders: Record<string, ProviderOptions> = { echo: { type:
 
 /** One entry of `providers` as it is written. */
 export type ProviderOptions = Static<typeof ProviderOptions>
-/** The same with its defaults; `openai` has become `openai-compatible`. */
+/** The same with its defaults. */
 export type ProviderSettings = Filled<typeof ProviderOptions>
 
 // Patterns of JSON Schema have no flags.
