@@ -21,6 +21,7 @@ import sensible from './plugins/sensible.ts'
 import shared from './plugins/shared/index.ts'
 import store from './plugins/store/index.ts'
 import tenantsPlugin from './plugins/tenants/index.ts'
+import anthropic from './providers/anthropic.ts'
 import echo from './providers/echo.ts'
 import llamacpp from './providers/llamacpp.ts'
 import openai from './providers/openai.ts'
@@ -61,6 +62,7 @@ async function gatewayApp(app: FastifyInstance, settings: Settings, standalone?:
     if (provider.type === 'openai') await app.register(openai, { ...provider, name })
     if (provider.type === 'llamacpp') await app.register(llamacpp, { ...provider, name })
     if (provider.type === 'openai-compatible') await app.register(openaiCompatible, { ...provider, name })
+    if (provider.type === 'anthropic') await app.register(anthropic, { ...provider, name })
     if (provider.type === 'echo') await app.register(echo, { ...provider, name })
   }
 
