@@ -9,7 +9,6 @@ export const unbuilt: readonly string[] = [
   'providers.*.type=anthropic',
   'providers.*.type=llamacpp',
   'providers.*.type=azure-openai',
-  'providers.*.type=gemini',
   'providers.*.type=vertex',
   'models.*.strategy=priority',
   'models.*.strategy=least-latency',
