@@ -23,6 +23,7 @@ import store from './plugins/store/index.ts'
 import tenantsPlugin from './plugins/tenants/index.ts'
 import anthropic from './providers/anthropic.ts'
 import echo from './providers/echo.ts'
+import gemini from './providers/gemini.ts'
 import llamacpp from './providers/llamacpp.ts'
 import openai from './providers/openai.ts'
 import openaiCompatible from './providers/openai-compatible.ts'
@@ -63,6 +64,7 @@ async function gatewayApp(app: FastifyInstance, settings: Settings, standalone?:
     if (provider.type === 'llamacpp') await app.register(llamacpp, { ...provider, name })
     if (provider.type === 'openai-compatible') await app.register(openaiCompatible, { ...provider, name })
     if (provider.type === 'anthropic') await app.register(anthropic, { ...provider, name })
+    if (provider.type === 'gemini') await app.register(gemini, { ...provider, name })
     if (provider.type === 'echo') await app.register(echo, { ...provider, name })
   }
 

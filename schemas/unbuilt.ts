@@ -7,7 +7,6 @@ import { isRecord } from './reader.ts'
  */
 export const unbuilt: readonly string[] = [
   'providers.*.type=azure-openai',
-  'providers.*.type=gemini',
   'providers.*.type=vertex',
   'plugins.cache',
   'plugins.structuredOutput',

@@ -3,8 +3,7 @@ import { chunkReader, wholeAnswer } from '../../providers/wires/openai/answer.ts
 import { createMender } from '../../providers/wires/openai/mend.ts'
 import type { ChatCompletionChunk, ChatRequest } from '../../schemas/chat.ts'
 import { hello, stack } from '../helper.ts'
-import { pieces } from '../upstream/replies.ts'
-import { json, sse } from '../upstream.ts'
+import { json, pieces, sse } from '../upstream.ts'
 import { eventsOf, fixture } from './openai-wire.ts'
 
 // Forms that servers send which only resemble OpenAI's: protocol/azure-llamacpp-openrouter.md, section 7.
