@@ -1,7 +1,7 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { BaseUrl, Count, Credential, Flag, providerName, Words } from './atoms.ts'
+import { BaseUrl, Count, Credential, Flag, providerName, Secret, Words } from './atoms.ts'
 import { Delay, Size } from './duration.ts'
-import { closed, type Filled, named, preset, text } from './shape.ts'
+import { closed, type Filled, named, oneOf, preset, text } from './shape.ts'
 
 // `providers` of the configuration. What a provider is at run time stands in provider.ts.
 
@@ -74,7 +74,26 @@ const Anthropic = closed({
 
 const LlamaCpp = closed({ type: Type.Literal('llamacpp'), baseUrl: BaseUrl, ...common })
 
-const AzureOpenAI = closed({ type: Type.Literal('azure-openai'), baseUrl: BaseUrl, ...common })
+const AzureOpenAI = closed({
+  type: Type.Literal('azure-openai'),
+  baseUrl: BaseUrl,
+  /** The URLs of deployments. Absent: the v1 API. */
+  apiVersion: Type.Optional(text('^\\d{4}-\\d{2}-\\d{2}(-preview)?$', 'a date, as 2024-10-21 or 2025-04-01-preview')),
+  /** How `apiKeys` travel: tokens of Entra as `bearer`. */
+  auth: preset(oneOf('api-key', 'bearer'), 'api-key'),
+  /** An application of Microsoft Entra, in place of `apiKeys`. */
+  entra: Type.Optional(
+    closed({
+      tenantId: text('^([0-9A-Za-z][0-9A-Za-z.-]*|env:\\w+)$', 'the id of a directory, or its domain'),
+      clientId: Words,
+      clientSecret: Secret,
+      /** Other clouds have their own, and their own scope. */
+      authority: preset(BaseUrl, 'https://login.microsoftonline.com'),
+      scope: preset(Words, 'https://cognitiveservices.azure.com/.default')
+    })
+  ),
+  ...common
+})
 
 const Gemini = closed({
   type: Type.Literal('gemini'),
