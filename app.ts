@@ -23,6 +23,7 @@ import store from './plugins/store/index.ts'
 import tenantsPlugin from './plugins/tenants/index.ts'
 import azureOpenAI from './providers/azure-openai.ts'
 import echo from './providers/echo.ts'
+import gemini from './providers/gemini.ts'
 import openaiCompatible from './providers/openai-compatible.ts'
 import { type Config, readConfig, type Settings } from './schemas/config.ts'
 import type { Log } from './schemas/gateway.ts'
@@ -59,6 +60,7 @@ async function gatewayApp(app: FastifyInstance, settings: Settings, standalone?:
     if (!provider.enabled) continue
     if (provider.type === 'openai-compatible') await app.register(openaiCompatible, { ...provider, name })
     if (provider.type === 'azure-openai') await app.register(azureOpenAI, { ...provider, name })
+    if (provider.type === 'gemini') await app.register(gemini, { ...provider, name })
     if (provider.type === 'echo') await app.register(echo, { ...provider, name })
   }
 

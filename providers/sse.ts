@@ -61,7 +61,7 @@ export function eventReader(limit: number): EventReader {
 export interface DataReader {
   /** The data of each event that these bytes complete. @throws UpstreamError when one event grows over the limit */
   read(bytes: Buffer): string[]
-  /** The same for an event that lacks its blank line at the end of the stream. */
+  /** The same for an event that lacks its blank line at the end of the stream, or for JSON that is no event at all. */
   end(): string[]
 }
 
@@ -70,7 +70,13 @@ export function dataReader(limit: number): DataReader {
   const cutter = createCutter(limit)
   return {
     read: bytes => datasOf(cutter.cut(bytes)),
-    end: () => datasOf(cutter.rest())
+    end() {
+      const rest = cutter.rest()
+      const datas = datasOf(rest)
+      // Google, for one, breaks off with an error that is no event.
+      const bare = datas.length === 0 && rest !== null ? rest.toString('utf8').trim() : ''
+      return /^[[{]/.test(bare) ? [bare] : datas
+    }
   }
 }
 

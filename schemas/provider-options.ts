@@ -1,7 +1,7 @@
 import { type Static, Type } from '@sinclair/typebox'
 import { BaseUrl, Count, Credential, Flag, providerName, Secret, Words } from './atoms.ts'
 import { Delay, Size } from './duration.ts'
-import { closed, type Filled, named, oneOf, preset, text } from './shape.ts'
+import { closed, type Filled, named, oneOf, preset, text, toggle } from './shape.ts'
 
 // `providers` of the configuration. What a provider is at run time stands in provider.ts.
 
@@ -56,6 +56,17 @@ const common = {
   maxEvent: preset(Size, '8mb')
 }
 
+/** For vendors that take only bytes: links to images and PDFs are read here. */
+const fetchMedia = toggle(
+  closed({
+    /** Of all that one request points at. */
+    maxBytes: preset(Size, '10mb'),
+    /** Addresses of this machine and of private networks, too. */
+    allowPrivate: preset(Flag, false)
+  }),
+  false
+)
+
 const OpenAICompatible = closed({ type: Type.Literal('openai-compatible'), baseUrl: BaseUrl, ...common })
 
 const OpenAI = closed({
@@ -98,6 +109,8 @@ const AzureOpenAI = closed({
 const Gemini = closed({
   type: Type.Literal('gemini'),
   baseUrl: preset(BaseUrl, 'https://generativelanguage.googleapis.com'),
+  safetySettings: preset(Type.Array(closed({ category: Words, threshold: Words })), []),
+  fetchMedia,
   ...common
 })
 
