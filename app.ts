@@ -25,6 +25,7 @@ import azureOpenAI from './providers/azure-openai.ts'
 import echo from './providers/echo.ts'
 import gemini from './providers/gemini.ts'
 import openaiCompatible from './providers/openai-compatible.ts'
+import vertex from './providers/vertex/index.ts'
 import { type Config, readConfig, type Settings } from './schemas/config.ts'
 import type { Log } from './schemas/gateway.ts'
 import type { Verification } from './schemas/store.ts'
@@ -61,6 +62,7 @@ async function gatewayApp(app: FastifyInstance, settings: Settings, standalone?:
     if (provider.type === 'openai-compatible') await app.register(openaiCompatible, { ...provider, name })
     if (provider.type === 'azure-openai') await app.register(azureOpenAI, { ...provider, name })
     if (provider.type === 'gemini') await app.register(gemini, { ...provider, name })
+    if (provider.type === 'vertex') await app.register(vertex, { ...provider, name })
     if (provider.type === 'echo') await app.register(echo, { ...provider, name })
   }
 

@@ -6,7 +6,7 @@ import { isRecord } from '../schemas/reader.ts'
 import { createEndpoint, type EndpointOptions } from './endpoint.ts'
 import { redacting } from './faults.ts'
 import { streamedAnswer } from './stream.ts'
-import { createTokens, type Token, tokenFault } from './tokens.ts'
+import { createTokens, type Token, tokenFault, withoutTokens } from './tokens.ts'
 import { createUpstream, type Upstream } from './upstream.ts'
 import { chunkReader, wholeAnswer } from './wires/openai/answer.ts'
 import { type Dialect, toUpstream } from './wires/openai/request.ts'
@@ -45,7 +45,8 @@ async function azureOpenAI(app: FastifyInstance, options: AzureOpenAIOptions): P
   const endpoint = createEndpoint(tokens ? withoutCredentials(options) : options, address.baseUrl, key =>
     auth === 'bearer' ? ['authorization', `Bearer ${key}`] : ['api-key', key]
   )
-  const { maxEvent, redact } = endpoint
+  const { maxEvent } = endpoint
+  const redact = (text: string) => withoutTokens(endpoint.redact(text))
 
   async function send(attempt: Attempt) {
     const path = address.chat(attempt.request.model ?? '')

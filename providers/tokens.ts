@@ -113,3 +113,8 @@ export function credentialFault(what: string, cause: Error): GatewayError {
     blame: 'key'
   })
 }
+
+/** Takes access tokens out of a text: those of Google, and everything that is a signed JWT. */
+export function withoutTokens(text: string): string {
+  return text.replace(/\bya29\.[\w.-]+|\bey[\w-]+\.[\w-]+\.[\w-]*/g, '[redacted]')
+}

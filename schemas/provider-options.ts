@@ -116,12 +116,18 @@ const Gemini = closed({
 
 const Vertex = closed({
   type: Type.Literal('vertex'),
-  project: Words,
-  location: Words,
+  /** Absent with `apiKeys`: the express mode. */
+  project: Type.Optional(Words),
+  /** A region, `us`, `eu` or `global`. */
+  location: preset(Words, 'global'),
   /** Absent: the location's own address. */
   baseUrl: Type.Optional(BaseUrl),
   /** A service account: the path of its file or its JSON. Absent: the machine's own identity. */
   credentials: Type.Optional(Type.String({ minLength: 1, hidden: true })),
+  /** Where tokens are asked for in place of Google, for tests. */
+  tokenUrl: Type.Optional(BaseUrl),
+  safetySettings: preset(Type.Array(closed({ category: Words, threshold: Words })), []),
+  fetchMedia,
   ...common
 })
 

@@ -51,7 +51,7 @@ function checkSwitches(root: Entries, report: Report): void {
 
 /** What one key of a provider makes of another. */
 function checkProvider(provider: Entries, path: Path, report: Report): void {
-  const { type, baseUrl, apiVersion, entra, project } = provider
+  const { type, baseUrl, apiVersion, entra, project, credentials } = provider
   const hasKeys = listOf(provider['apiKeys']).length > 0
   if (type === 'azure-openai' && entra !== undefined && hasKeys) {
     report.say([...path, 'entra'], 'apiKeys beside it', 'one of the two')
@@ -61,6 +61,9 @@ function checkProvider(provider: Entries, path: Path, report: Report): void {
   }
   if (type === 'vertex' && project === undefined && !hasKeys) {
     report.say([...path, 'project'], 'nothing', 'the id of a project, or apiKeys for the express mode')
+  }
+  if (type === 'vertex' && hasKeys && (project !== undefined || credentials !== undefined)) {
+    report.say([...path, 'apiKeys'], 'a project or credentials beside them', 'apiKeys alone, for the express mode')
   }
 }
 

@@ -8,7 +8,6 @@ import { isRecord } from './reader.ts'
 export const unbuilt: readonly string[] = [
   'providers.*.type=anthropic',
   'providers.*.type=llamacpp',
-  'providers.*.type=vertex',
   'models.*.strategy=priority',
   'models.*.strategy=least-latency',
   'models.*.strategy=least-busy',

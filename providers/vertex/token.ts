@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises'
 import type { gaxios } from 'google-auth-library'
 import { UpstreamError } from '../../schemas/errors.ts'
 import { isRecord } from '../../schemas/reader.ts'
-import { createTokens, credentialFault, type Token, type Tokens, tokenFault } from '../tokens.ts'
+import { createTokens, credentialFault, type Token, type Tokens, tokenFault, withoutTokens } from '../tokens.ts'
 
 const scopes = ['https://www.googleapis.com/auth/cloud-platform']
 
@@ -47,38 +47,36 @@ async function askGoogle(
       return Object.assign(request, { signal, redirect: 'error' as const, retryConfig: { retry: 0 } })
     }
   })
-  try {
-    const client =
-      account === null
-        ? await new GoogleAuth({ scopes, clientOptions: { transporter } }).getClient()
-        : new JWT({ ...account, scopes, transporter })
-    const { token } = await client.getAccessToken()
-    if (!token || !/^[\x21-\x7e]+$/.test(token)) throw new UpstreamError('its token endpoint gave no access token.')
-    return { value: token, expires: client.credentials.expiry_date ?? Date.now() + unknownLife }
-  } catch (error) {
-    throw faultOf(error)
-  }
+  const client =
+    account === null
+      ? await new GoogleAuth({ scopes, clientOptions: { transporter } }).getClient().catch(unknown)
+      : new JWT({ ...account, scopes, transporter })
+  const { token } = await client.getAccessToken().catch(failed)
+  if (!token || !/^[\x21-\x7e]+$/.test(token)) throw new UpstreamError('its token endpoint gave no access token.')
+  return { value: token, expires: client.credentials.expiry_date ?? Date.now() + unknownLife }
 }
 
 /** Of a token whose end nobody tells, in milliseconds. */
 const unknownLife = 300_000
 
-/** The library's errors hold the request with its signature, so none of them goes on as a cause. */
-function faultOf(error: unknown): Error {
-  if (error instanceof UpstreamError) return error
-  const { response, status } = isGaxiosError(error) ? error : { response: undefined, status: undefined }
-  if (status !== undefined) return tokenFault(status, response?.data, withoutTokens)
-  const cause = new Error(withoutTokens(error instanceof Error ? error.message : String(error)).slice(0, 500))
-  if (isGaxiosError(error)) return new UpstreamError('its token endpoint cannot be reached.', { cause })
-  return credentialFault('Google knows no identity of this gateway', cause)
+// The library's errors hold the request with its signature, so none of them goes on as a cause.
+
+function unknown(error: unknown): never {
+  throw credentialFault('Google knows no identity of this gateway', plain(error))
+}
+
+function failed(error: unknown): never {
+  const { response, status } = isGaxiosError(error) ? error : {}
+  if (status !== undefined) throw tokenFault(status, response?.data, withoutTokens)
+  throw new UpstreamError('its token endpoint gave no access token.', { cause: plain(error) })
+}
+
+function plain(error: unknown): Error {
+  return new Error(withoutTokens(error instanceof Error ? error.message : String(error)).slice(0, 500))
 }
 
 function isGaxiosError(error: unknown): error is gaxios.GaxiosError {
   return error instanceof Error && 'config' in error
-}
-
-function withoutTokens(text: string): string {
-  return text.replace(/\bey[\w-]+\.[\w.-]+/g, '[redacted]')
 }
 
 /**
