@@ -21,6 +21,7 @@ import sensible from './plugins/sensible.ts'
 import shared from './plugins/shared/index.ts'
 import store from './plugins/store/index.ts'
 import tenantsPlugin from './plugins/tenants/index.ts'
+import anthropic from './providers/anthropic.ts'
 import azureOpenAI from './providers/azure-openai.ts'
 import echo from './providers/echo.ts'
 import gemini from './providers/gemini.ts'
@@ -60,6 +61,7 @@ async function gatewayApp(app: FastifyInstance, settings: Settings, standalone?:
   for (const [name, provider] of Object.entries(settings.providers)) {
     if (!provider.enabled) continue
     if (provider.type === 'openai-compatible') await app.register(openaiCompatible, { ...provider, name })
+    if (provider.type === 'anthropic') await app.register(anthropic, { ...provider, name })
     if (provider.type === 'azure-openai') await app.register(azureOpenAI, { ...provider, name })
     if (provider.type === 'gemini') await app.register(gemini, { ...provider, name })
     if (provider.type === 'vertex') await app.register(vertex, { ...provider, name })

@@ -80,6 +80,10 @@ const OpenAI = closed({
 const Anthropic = closed({
   type: Type.Literal('anthropic'),
   baseUrl: preset(BaseUrl, 'https://api.anthropic.com'),
+  /** Of the API. From 2026-10-21 on it takes no sampling parameters. */
+  version: preset(text('^\\d{4}-\\d{2}-\\d{2}$', 'a day such as 2023-06-01'), '2023-06-01'),
+  /** Features of the API to switch on. */
+  beta: preset(Type.Array(text('^[\\x21-\\x2b\\x2d-\\x7e]+$', 'a name without commas and white space')), []),
   ...common
 })
 
