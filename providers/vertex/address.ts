@@ -19,7 +19,7 @@ export interface Asked {
  * @throws Error for what is no location
  */
 export function originOf({ project, location }: Place): string {
-  if (!/^[a-z][a-z0-9-]{0,62}$/.test(location)) throw new Error('vertex: location is not the name of a location.')
+  if (!/^[a-z][a-z0-9-]{0,62}$/.test(location)) throw new Error('location is not the name of a location.')
   if (location === 'global' || project === undefined) return 'https://aiplatform.googleapis.com'
   if (location === 'us' || location === 'eu') return `https://aiplatform.${location}.rep.googleapis.com`
   return `https://${location}-aiplatform.googleapis.com`
@@ -29,7 +29,7 @@ export function originOf({ project, location }: Place): string {
 export function rootOf({ project, location }: Place): string {
   if (project === undefined) return '/v1/publishers'
   // Old projects of a domain are called `example.com:name`.
-  if (!/^[a-z0-9][\w.:-]{0,127}$/.test(project)) throw new Error('vertex: project is not the id of a project.')
+  if (!/^[a-z0-9][\w.:-]{0,127}$/.test(project)) throw new Error('project is not the id of a project.')
   return `/v1/projects/${project}/locations/${location}/publishers`
 }
 

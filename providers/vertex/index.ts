@@ -58,16 +58,11 @@ const patience: Timeouts = { connect: 5_000, headers: 10_000, firstToken: 10_000
 
 /** Gemini and Claude on Google's Vertex AI. */
 async function vertex(app: FastifyInstance, options: VertexOptions): Promise<void> {
-  const { project, location = 'global', credentials, tokenUrl } = options
-  if (project === undefined && !options.apiKeys?.length)
-    throw new Error('vertex: there is neither a project nor a key.')
-  const root = rootOf({ project, location })
-  const tokens = project === undefined ? null : await createGoogleTokens(credentials, tokenUrl)
-  const endpoint = createEndpoint(
-    tokens === null ? options : withoutCredentials(options),
-    options.baseUrl ?? originOf({ project, location }),
-    key => ['x-goog-api-key', key]
-  )
+  const { root, origin, tokens } = await placed(options).catch(error => {
+    throw new Error(`The provider ${options.name} cannot be set up: ${error.message}`)
+  })
+  const own = tokens === null ? options : withoutCredentials(options)
+  const endpoint = createEndpoint(own, options.baseUrl ?? origin, key => ['x-goog-api-key', key])
   const { upstream, maxEvent } = endpoint
   const redact = (text: string) => withoutTokens(endpoint.redact(text))
   const readMedia = options.fetchMedia ? createMedia(options.fetchMedia) : null
@@ -81,9 +76,9 @@ async function vertex(app: FastifyInstance, options: VertexOptions): Promise<voi
     safetySettings: options.safetySettings
   }
 
-  function send(attempt: Attempt): Promise<Answer> {
+  async function send(attempt: Attempt): Promise<Answer> {
     const asked = modelAsked(attempt.request)
-    return asked.publisher === 'anthropic' ? sendToClaude(attempt, asked) : sendToGemini(attempt, asked)
+    return await (asked.publisher === 'anthropic' ? sendToClaude(attempt, asked) : sendToGemini(attempt, asked))
   }
 
   async function sendToGemini(attempt: Attempt, asked: Asked): Promise<Answer> {
@@ -123,7 +118,7 @@ async function vertex(app: FastifyInstance, options: VertexOptions): Promise<voi
   /** @throws UpstreamRejected for a name that no path can be made of, and for Claude without a project */
   function modelAsked({ model }: ChatRequest): Asked {
     const asked = askedOf(model ?? '')
-    if (asked.publisher === 'google' || project !== undefined) return asked
+    if (asked.publisher === 'google' || tokens !== null) return asked
     throw detail(new UpstreamRejected('Claude needs a project on Vertex AI: the express mode has none.'), {
       param: 'model',
       blame: 'target'
@@ -214,6 +209,14 @@ async function vertex(app: FastifyInstance, options: VertexOptions): Promise<voi
     ...(tokens === null ? {} : { health })
   })
   app.addHook('onClose', () => endpoint.close())
+}
+
+/** @throws Error with one line that does not quote the credentials */
+async function placed({ project, location = 'global', apiKeys, credentials, tokenUrl }: VertexOptions) {
+  if (project === undefined && !apiKeys?.length) throw new Error('there is neither a project nor a key.')
+  const place = { project, location }
+  const [root, origin] = [rootOf(place), originOf(place)]
+  return { root, origin, tokens: project === undefined ? null : await createGoogleTokens(credentials, tokenUrl) }
 }
 
 function isClaude(model: string): boolean {

@@ -90,19 +90,18 @@ async function readAccount(credentials: string): Promise<ServiceAccount> {
   const { type, client_email: email, private_key: key, token_uri: uri } = fieldsOf(text)
   if (type !== 'service_account') {
     throw new Error(
-      'vertex: credentials are not the key of a service account. Leave them out for every other kind: the machine finds it.'
+      'credentials are not the key of a service account. Leave them out for every other kind: the machine finds it.'
     )
   }
   if (typeof email !== 'string' || typeof key !== 'string' || !isKey(key)) {
-    throw new Error('vertex: credentials lack a client_email or a private_key that can be read.')
+    throw new Error('credentials lack a client_email or a private_key that can be read.')
   }
-  if (uri !== undefined && !isGoogles(uri))
-    throw new Error('vertex: the token_uri of the credentials is not one of Google.')
+  if (uri !== undefined && !isGoogles(uri)) throw new Error('the token_uri of the credentials is not one of Google.')
   return { email, key }
 }
 
 function unreadable(error: NodeJS.ErrnoException): never {
-  throw new Error(`vertex: the file of the credentials cannot be read: ${error.code}.`)
+  throw new Error(`the file of the credentials cannot be read: ${error.code}.`)
 }
 
 /** Errors of JSON.parse quote what they parse. */
@@ -111,7 +110,7 @@ function fieldsOf(text: string): Record<string, unknown> {
     const value: unknown = JSON.parse(text)
     return isRecord(value) ? value : {}
   } catch {
-    throw new Error('vertex: the credentials are not JSON.')
+    throw new Error('the credentials are not JSON.')
   }
 }
 
