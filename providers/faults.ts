@@ -31,6 +31,15 @@ export function vendorFault(
   headers: Reply['headers'],
   redact: Redact
 ): GatewayError {
+  return detail(faultOf(status, error, headers, redact), { upstream: status || null })
+}
+
+function faultOf(
+  status: number,
+  error: VendorError | string | null,
+  headers: Reply['headers'],
+  redact: Redact
+): GatewayError {
   const said = typeof error === 'string' ? { message: error } : (error ?? {})
   const clean = (text: string) => redact(text.slice(0, 4_000)).slice(0, 2_000)
   const words = typeof said.message === 'string' && said.message !== '' ? clean(said.message) : null

@@ -4,6 +4,7 @@ import type { ChatRequest } from '../schemas/chat.ts'
 import { detail, InvalidRequest, UpstreamError } from '../schemas/errors.ts'
 import type { Timeouts } from '../schemas/gateway.ts'
 import type { Attempt, Health, ModelInfo } from '../schemas/provider.ts'
+import { isRecord } from '../schemas/reader.ts'
 import { createEndpoint, type EndpointOptions } from './endpoint.ts'
 import { createMedia, type MediaOptions } from './media.ts'
 import { createRecall } from './recall.ts'
@@ -116,7 +117,7 @@ async function gemini(app: FastifyInstance, options: GeminiOptions): Promise<voi
   function answerOf(reply: Reply): { readonly [field: string]: unknown } {
     const body = parse((reply.body ?? '').toString())
     if (reply.status !== 200) throw googleFault(reply.status, body, reply.headers, redact)
-    if (!isFields(body)) throw new UpstreamError('its answer is not JSON.')
+    if (!isRecord(body)) throw new UpstreamError('its answer is not JSON.')
     return body
   }
 
@@ -150,15 +151,11 @@ function pathOf(model: string, method: string): string {
 
 /** A model that can be talked to; null for those that embed, draw or do something else. */
 function infoOf(model: unknown): ModelInfo | null {
-  if (!isFields(model)) return null
+  if (!isRecord(model)) return null
   const { name, supportedGenerationMethods: methods, inputTokenLimit: input, outputTokenLimit: output } = model
   if (typeof name !== 'string' || !listOf(methods).includes('generateContent')) return null
   const known = typeof input === 'number' && typeof output === 'number'
   return { id: name.replace(/^models\//, ''), ownedBy: 'google', ...(known ? { contextLength: input + output } : {}) }
-}
-
-function isFields(value: unknown): value is { readonly [field: string]: unknown } {
-  return typeof value === 'object' && value !== null
 }
 
 export default fp(gemini, { fastify: '5.x', name: 'gemini', dependencies: ['routing'] })

@@ -65,26 +65,31 @@ export interface DataReader {
   end(): string[]
 }
 
-/** @param limit the most bytes that one event may have */
-export function dataReader(limit: number): DataReader {
+/**
+ * @param limit the most bytes that one event may have
+ * @param encoding `latin1` gives every byte as a character, for those who hand on most of it as it is
+ */
+export function dataReader(limit: number, encoding: 'utf8' | 'latin1' = 'utf8'): DataReader {
   const cutter = createCutter(limit)
+
+  function datasOf(whole: Buffer | null): string[] {
+    if (whole === null) return []
+    const datas: string[] = []
+    const events = eventsIn(encoding === 'utf8' ? whole : null, whole.toString('latin1'))
+    for (const { data } of events) if (data !== null && data !== '') datas.push(data)
+    return datas
+  }
+
   return {
     read: bytes => datasOf(cutter.cut(bytes)),
     end() {
       const rest = cutter.rest()
       const datas = datasOf(rest)
       // Google, for one, breaks off with an error that is no event.
-      const bare = datas.length === 0 && rest !== null ? rest.toString('utf8').trim() : ''
+      const bare = datas.length === 0 && rest !== null ? rest.toString(encoding).trim() : ''
       return /^[[{]/.test(bare) ? [bare] : datas
     }
   }
-}
-
-function datasOf(whole: Buffer | null): string[] {
-  if (whole === null) return []
-  const datas: string[] = []
-  for (const { data } of eventsIn(whole, whole.toString('latin1'))) if (data !== null && data !== '') datas.push(data)
-  return datas
 }
 
 /** Cuts bytes after the last event that is whole and keeps the rest. */
@@ -413,8 +418,11 @@ function eventStart(text: string, position: number): number {
   return 0
 }
 
-/** The events of `raw` from a position on, one at a time; `text` is the latin1 of `raw`: one character a byte. */
-function* eventsIn(raw: Buffer, text: string, from = 0): Generator<Event> {
+/**
+ * The events of `raw` from a position on, one at a time; `text` is the latin1 of `raw`: one character a byte. Without
+ * `raw` their data is latin1, too.
+ */
+function* eventsIn(raw: Buffer | null, text: string, from = 0): Generator<Event> {
   let start = from
   let line = from
   let data: string | null = null
@@ -439,11 +447,12 @@ function* eventsIn(raw: Buffer, text: string, from = 0): Generator<Event> {
 }
 
 /** The value of a `data:` line, without the one space that may follow the colon; null for any other line. */
-function dataOf(raw: Buffer, text: string, start: number, end: number): string | null {
+function dataOf(raw: Buffer | null, text: string, start: number, end: number): string | null {
   if (!text.startsWith('data', start)) return null
   if (end - start === 4) return ''
   if (text[start + 4] !== ':') return null
-  return raw.toString('utf8', text[start + 5] === ' ' ? start + 6 : start + 5, end)
+  const from = text[start + 5] === ' ' ? start + 6 : start + 5
+  return raw === null ? text.slice(from, end) : raw.toString('utf8', from, end)
 }
 
 /** Events that are no JSON are forwarded and otherwise left alone. */

@@ -3,7 +3,7 @@ import { Flag, Words } from './atoms.ts'
 import { Size, Timeout } from './duration.ts'
 import { type Environment, resolveSecrets, variableOf, withEnvironment } from './environment.ts'
 import { ConfigError, report } from './faults.ts'
-import { Budget, Models, Tasks, Tenants } from './model-options.ts'
+import { Budget, Models, Routing, Tasks, Tenants } from './model-options.ts'
 import { PluginOptions } from './plugin-options.ts'
 import { defaultProviders, Providers } from './provider-options.ts'
 import { isRecord, read } from './reader.ts'
@@ -72,6 +72,7 @@ export const Config = closed({
   /** For requests that name no model; absent: those are refused. */
   defaultModel: Type.Optional(Words),
   tasks: preset(Tasks, {}),
+  routing: preset(Routing, {}),
   tenants: preset(Tenants, {}),
   /** Of the whole gateway; absent: none. */
   budget: Type.Optional(

@@ -25,6 +25,8 @@ export interface GatewayError extends Error {
   blame: Blame | null
   /** Milliseconds that the provider asks to wait; null where it asks for nothing. */
   retryAfter: number | null
+  /** The status that the provider answered with; null where there was none. */
+  upstream: number | null
 }
 
 /**
@@ -201,6 +203,15 @@ function fault(wire: string | null, statusCode: number, type: string, message: s
   const Made = createError(`GATEWAY_${name.toUpperCase()}`, message, statusCode, Error, statusCode === 500)
   // Statuses that the OpenAI SDK repeats by itself stay silent; for the rest a repeat is useless and we say so.
   const headers = statusCode < 500 && statusCode !== 429 ? useless : {}
-  Object.assign(Made.prototype, { [brand]: true, wire, type, param: null, headers, blame: null, retryAfter: null })
+  Object.assign(Made.prototype, {
+    [brand]: true,
+    wire,
+    type,
+    param: null,
+    headers,
+    blame: null,
+    retryAfter: null,
+    upstream: null
+  })
   return Made as unknown as Fault
 }

@@ -127,6 +127,8 @@ export interface Meter {
   usage(): Usage
   /** The answer is complete, and what it used has not been said yet. */
   readonly awaitsUsage: boolean
+  /** Told once, when the provider call has ended in the books. */
+  ended?(expense: Expense): void
 }
 
 /** One provider call as the books see it. The kernel makes it before anything is sent, and ends it exactly once. */

@@ -36,7 +36,26 @@ const TargetOptions = closed({
   model: Words,
   weight: preset(Usd, 1),
   /** Absent: the built-in table. */
-  price: Type.Optional(Price)
+  price: Type.Optional(Price),
+  /** What it can do, where the provider does not know it: a request that asks for what is `false` here goes elsewhere. */
+  abilities: preset(
+    closed({
+      streaming: Type.Optional(Flag),
+      tools: Type.Optional(Flag),
+      images: Type.Optional(Flag),
+      files: Type.Optional(Flag),
+      audio: Type.Optional(Flag),
+      jsonSchema: Type.Optional(Flag),
+      choices: Type.Optional(Flag),
+      logprobs: Type.Optional(Flag),
+      contextLength: Type.Optional(Count)
+    }),
+    {}
+  ),
+  /** The most calls at a time; absent: as many as come. */
+  concurrency: Type.Optional(Count),
+  /** Calls that may wait for one of these, and for how long. */
+  queue: preset(closed({ size: preset(Type.Integer({ minimum: 0 }), 100), timeout: preset(Timeout, '10s') }), {})
 })
 
 const TimeoutOptions = closed({
@@ -48,13 +67,20 @@ const TimeoutOptions = closed({
 })
 
 export const strategies = ['weighted', 'priority', 'least-latency', 'least-busy', 'least-cost'] as const
+export type Strategy = (typeof strategies)[number]
 
 export const ModelOptions = closed({
   strategy: preset(oneOf(...strategies), 'weighted'),
   targets: Type.Array(TargetOptions, { minItems: 1 }),
+  /** Aliases that are asked, in this order, once no target of this one has answered. */
   fallbacks: preset(Type.Array(Words), []),
   /** Repeats on the same target; moving on to the next one is always allowed. */
   retries: preset(Type.Integer({ minimum: 0, maximum: 10 }), 2),
+  /** Asks a second target when the first is silent for `after`, or longer than 19 of 20 of its calls. */
+  hedge: preset(
+    Type.Union([Type.Literal(false), closed({ after: Type.Optional(Timeout) })], { allowed: 'false or an object' }),
+    false
+  ),
   timeouts: preset(TimeoutOptions, {}),
   maxOutputTokens: Type.Optional(Count),
   /** Bound used for holds, also for a page of a PDF. */
@@ -62,6 +88,28 @@ export const ModelOptions = closed({
 })
 export const Models = named(modelName, 'a name without spaces, at most 256', ModelOptions)
 export const Tasks = named(modelName, 'a name without spaces, at most 256', Words)
+
+/** How all models are routed. */
+export const Routing = closed({
+  /** Names of the form `provider/model` work beside those of `models`. */
+  passThrough: preset(Flag, false),
+  /** From its second turn on a conversation stays with its target and key, for the provider's prompt cache. */
+  sticky: preset(Flag, true),
+  /** How long a provider's own list of models is kept. */
+  discovery: preset(Timeout, '5m'),
+  /** A target is left alone after so many failures one after another, at first for `openFor`, doubled while it fails. */
+  breaker: preset(
+    closed({ failures: preset(Count, 5), openFor: preset(Timeout, '1s'), mostOpenFor: preset(Timeout, '60s') }),
+    {}
+  ),
+  /** Asks targets that are left alone for their health, so that no call has to try them. */
+  probes: preset(
+    Type.Union([Type.Literal(false), closed({ interval: preset(Timeout, '10s'), timeout: preset(Timeout, '5s') })], {
+      allowed: 'false or an object'
+    }),
+    false
+  )
+})
 
 /** One entry of `models` as it is written, and with its defaults. */
 export type ModelOptions = Static<typeof ModelOptions>

@@ -81,12 +81,12 @@ function modelCheck(root: Entries, report: Report): (name: unknown, path: Path) 
   const allowed = hasAliases
     ? `a name of models: ${list(models)}`
     : `provider/model with a provider of this file: ${list(providers)}`
+  const direct = !hasAliases || entriesOf(root['routing'])['passThrough'] === true
   return (name, path) => {
     if (typeof name !== 'string') return
     const slash = name.indexOf('/')
-    const known = hasAliases
-      ? Object.hasOwn(models, name)
-      : slash < name.length - 1 && Object.hasOwn(providers, name.slice(0, Math.max(slash, 0)))
+    const named = slash < name.length - 1 && Object.hasOwn(providers, name.slice(0, Math.max(slash, 0)))
+    const known = Object.hasOwn(models, name) || (direct && named)
     if (!known) report.fault(path, name, Type.String({ allowed }))
   }
 }

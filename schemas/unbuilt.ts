@@ -7,12 +7,6 @@ import { isRecord } from './reader.ts'
  */
 export const unbuilt: readonly string[] = [
   'providers.*.type=llamacpp',
-  'models.*.strategy=priority',
-  'models.*.strategy=least-latency',
-  'models.*.strategy=least-busy',
-  'models.*.strategy=least-cost',
-  'models.*.fallbacks',
-  'models.*.retries',
   'plugins.cache',
   'plugins.structuredOutput',
   'plugins.opa',

@@ -20,11 +20,13 @@ export async function build(t: Test, options: ModelGatewayOptions = {}): Promise
   return app
 }
 
-/** Options for a gateway whose alias `test` is answered by `upstream`, for nothing. */
+/** Options for a gateway whose alias `test` is answered by `upstream`, for nothing, and without repeats. */
 export function towards(upstream: { url: string }, options: ModelGatewayOptions = {}): ModelGatewayOptions {
   return {
     providers: { up: { type: 'openai-compatible', baseUrl: upstream.url, apiKeys: ['sk-upstream-secret'] } },
-    models: { test: { targets: [{ provider: 'up', model: 'upstream-model', price: { input: 0, output: 0 } }] } },
+    models: {
+      test: { retries: 0, targets: [{ provider: 'up', model: 'upstream-model', price: { input: 0, output: 0 } }] }
+    },
     ...options
   }
 }

@@ -313,8 +313,10 @@ export class Call implements Inference, Linked<Call> {
       entry.interrupt(error)
     } catch (fault) {
       this.#host.failed(fault)
+      const { meter } = entry
       entry.meter = null
       entry.interrupt(error)
+      meter?.ended?.(entry)
     }
   }
 

@@ -59,6 +59,7 @@ export class Entry implements Expense {
     this.duration = performance.now() - this.started
     this.usage = usage
     if (this.#books.cost !== null) this.cost = usage === noUsage ? 0 : this.#books.cost(this.target, usage)
+    this.meter?.ended?.(this)
   }
 }
 

@@ -1,7 +1,8 @@
 import type { Frames } from '../../schemas/frames.ts'
-import type { Answer, Inference, Meter } from '../../schemas/gateway.ts'
+import type { Answer, Expense, Inference, Meter } from '../../schemas/gateway.ts'
 import { tokensIn } from '../../schemas/tokens.ts'
 import { estimatedUsage, type Usage, usageOf } from '../../schemas/usage.ts'
+import type { Ticket } from './ticket.ts'
 
 // What an attempt has used: reported by its provider, else estimated from what it delivered. Classes, because one is made
 // for every attempt and hangs on its call, see docs/decisions/0008.
@@ -12,6 +13,7 @@ const sampled = 16_384
 /** What a stream has said of itself so far. */
 export class Heard implements Meter {
   finished = false
+  readonly ticket: Ticket
   #inference: Inference
   /** The frames that spoke of it last, parsed only by those who keep books. */
   #usage: Frames | null = null
@@ -24,8 +26,13 @@ export class Heard implements Meter {
   #last: Frames | null = null
   #bytes = 0
 
-  constructor(inference: Inference) {
+  constructor(inference: Inference, ticket: Ticket) {
     this.#inference = inference
+    this.ticket = ticket
+  }
+
+  ended(expense: Expense): void {
+    this.ticket.end(expense)
   }
 
   hear(frames: Frames, metered: boolean): void {
@@ -84,10 +91,16 @@ export class Whole implements Meter {
   readonly awaitsUsage = false
   #inference: Inference
   #answer: Extract<Answer, { stream: false }>
+  #ticket: Ticket
 
-  constructor(inference: Inference, answer: Extract<Answer, { stream: false }>) {
+  constructor(inference: Inference, answer: Extract<Answer, { stream: false }>, ticket: Ticket) {
     this.#inference = inference
     this.#answer = answer
+    this.#ticket = ticket
+  }
+
+  ended(expense: Expense): void {
+    this.#ticket.end(expense)
   }
 
   /** @throws UpstreamError where the answer turns out to be no JSON */

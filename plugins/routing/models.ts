@@ -1,8 +1,13 @@
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { detail, InvalidRequest, ModelNotFound, UpstreamError } from '../../schemas/errors.ts'
-import type { Log, Route, Target } from '../../schemas/gateway.ts'
-import type { ModelInfo, Provider } from '../../schemas/provider.ts'
-import { defaultTimeouts, type ModelOptions, type RoutingOptions } from './index.ts'
+import type { Gateway, Route } from '../../schemas/gateway.ts'
+import type { Provider } from '../../schemas/provider.ts'
+import type { RoutingTable } from '../../schemas/routing.ts'
+import { createCompiler } from './compile.ts'
+import type { Discovery } from './discovery.ts'
+import type { ModelOptions } from './index.ts'
+import { type Candidate, type Plan, printable } from './plan.ts'
+import type { Targets } from './targets.ts'
 
 /** A model as `GET /v1/models` lists it. */
 export interface ListedModel {
@@ -11,6 +16,10 @@ export interface ListedModel {
   /** Unix seconds; when this process started, for an alias. */
   readonly created: number
   readonly owned_by: string
+  /** Tokens, of the target that has the least room; absent where nobody knows. */
+  readonly context_length?: number
+  /** USD per million tokens, of the dearest target; absent where a price is not known. */
+  readonly pricing?: { readonly input: number; readonly output: number }
 }
 
 export interface Models {
@@ -20,113 +29,156 @@ export interface Models {
   get(id: string): Promise<ListedModel | undefined>
   /** @throws InvalidRequest, ModelNotFound, UpstreamError (every target switched off) */
   resolve(request: ChatRequest): Route
+  /** Puts another table in place of this one, all at once; calls in progress keep theirs. @throws what is wrong with it */
+  replace(table: RoutingTable<ModelOptions>): void
+  /** Of the configuration that the table was read from: SHA-256 in hex; null where nobody computed one. */
+  readonly hash: string | null
 }
 
-/** The most that an image counts for where nothing else is configured. */
-const defaultTokensPerImage = 1600
+export interface ModelsContext {
+  readonly passThrough: boolean
+  readonly providers: ReadonlyMap<string, Provider>
+  readonly targets: Targets
+  readonly discovery: Discovery
+  readonly gateway: Gateway
+}
 
-/** Names travel in headers: nothing but visible ASCII. */
-export const printable = /^[\x21-\x7e]+$/
+/** Names of the form `provider/model` that are kept ready; they come from callers. */
+const mostDirect = 1_000
 
-/** The routing table. Aliases are compiled once, when all providers are registered; nothing of it changes afterwards. */
-export function createModels(
-  options: RoutingOptions,
-  providers: ReadonlyMap<string, Provider>,
-  log: Log
-): Models & { compile(): void } {
-  const routes = new Map<string, Route>()
-  const tasks = new Map(Object.entries(options.tasks ?? {}))
-  const aliases = Object.entries(options.models ?? {})
+/** One state of the table: made whole, then put in place. */
+interface Table {
+  readonly plans: ReadonlyMap<string, Plan>
+  readonly tasks: ReadonlyMap<string, string>
+  readonly defaultModel: string | undefined
+  /** Names of the form `provider/model` are taken. */
+  readonly direct: Map<string, Plan> | null
+  readonly hash: string | null
+}
+
+/** Names to routes. Plans are compiled when a table comes; nothing of one changes afterwards. */
+export function createModels(context: ModelsContext): Models {
+  const { providers, discovery, gateway, targets } = context
+  const compiler = createCompiler(context)
   const started = Math.floor(Date.now() / 1000)
+  let table: Table = { plans: new Map(), tasks: new Map(), defaultModel: undefined, direct: null, hash: null }
 
-  function compile(): void {
-    for (const [alias, model] of aliases) {
-      const targets = model.targets.flatMap(target => compileTarget(alias, target))
-      routes.set(alias, {
-        alias,
-        targets,
-        timeouts: { ...defaultTimeouts, ...model.timeouts },
-        maxOutputTokens: model.maxOutputTokens ?? null,
-        inputTokensPerImage: model.inputTokensPerImage ?? defaultTokensPerImage
-      })
+  function replace({ models = {}, tasks = {}, defaultModel, hash }: RoutingTable<ModelOptions>): void {
+    const plans = compiler.compile(models)
+    table = {
+      plans,
+      tasks: new Map(Object.entries(tasks)),
+      defaultModel,
+      direct: context.passThrough || plans.size === 0 ? new Map() : null,
+      hash: hash ?? null
     }
-  }
-
-  function compileTarget(alias: string, options: ModelOptions['targets'][number]): Target[] {
-    const provider = providers.get(options.provider)
-    if (!printable.test(options.model)) throw new Error(`models.${alias}: '${options.model}' is not a model name.`)
-    if (provider) return [{ provider, model: options.model, weight: options.weight ?? 1, price: options.price ?? null }]
-    log.warn({ alias, provider: options.provider }, 'a target is left out: its provider is switched off or not there')
-    return []
+    targets.keep(new Set([...plans.values()].flatMap(plan => plan.targets.map(({ state }) => state))))
   }
 
   function resolve(request: ChatRequest): Route {
-    const name = request.model ?? taskModel(request.task) ?? options.defaultModel
+    const name = request.model ?? taskModel(request.task) ?? table.defaultModel
     if (name === undefined || name === null) {
       throw detail(new InvalidRequest('Name a model: this gateway has no default one.'), { param: 'model' })
     }
-    const route = routes.get(name) ?? (aliases.length === 0 ? direct(name) : undefined)
-    if (route === undefined) throw detail(new ModelNotFound(name), { param: 'model' })
-    if (route.targets.length === 0) throw new UpstreamError('every target of this model is switched off.')
-    return route
+    const plan = table.plans.get(name) ?? direct(name)
+    if (plan === undefined) throw detail(new ModelNotFound(name), { param: 'model' })
+    if (plan.targets.length === 0) throw new UpstreamError('every target of this model is switched off.')
+    return plan
   }
 
   function taskModel(task: string | null | undefined): string | undefined {
     if (task === null || task === undefined) return undefined
-    const model = tasks.get(task)
+    const model = table.tasks.get(task)
     if (model !== undefined) return model
-    const known = [...tasks.keys()].join(', ') || 'none'
+    const known = [...table.tasks.keys()].join(', ') || 'none'
     throw detail(new InvalidRequest(`Unknown task '${task}'; configured tasks: ${known}. Or name a model.`), {
       param: 'task'
     })
   }
 
-  /** `provider/model`, for a gateway without aliases. */
-  function direct(name: string): Route | undefined {
+  /** `provider/model`, where it is taken. */
+  function direct(name: string): Plan | undefined {
+    const known = table.direct?.get(name)
+    if (known !== undefined || table.direct === null) return known
     const slash = name.indexOf('/')
     if (slash <= 0 || slash === name.length - 1 || !printable.test(name)) return undefined
     const provider = providers.get(name.slice(0, slash))
     if (!provider) return undefined
-    const target = { provider, model: name.slice(slash + 1), weight: 1, price: null }
-    return {
-      alias: name,
-      targets: [target],
-      timeouts: defaultTimeouts,
-      maxOutputTokens: null,
-      inputTokensPerImage: defaultTokensPerImage
-    }
+    const plan = compiler.direct(name, provider, name.slice(slash + 1))
+    if (table.direct.size >= mostDirect)
+      for (const oldest of table.direct.keys()) if (table.direct.delete(oldest)) break
+    table.direct.set(name, plan)
+    return plan
   }
 
   async function list(): Promise<ListedModel[]> {
-    if (aliases.length > 0) return aliases.map(([id]) => listed(id, 'fastify-model-gateway', started))
+    const aliases = [...table.plans.values()].map(listedPlan)
+    if (table.direct === null) return aliases
     const named = [...providers.values()].map(async provider => {
-      const models = await listedBy(provider)
-      return models.map(({ id, created }) => listed(`${provider.name}/${id}`, provider.name, created ?? started))
+      const models = await discovery.models(provider)
+      return models.flatMap(({ id, created }) => listedDirect(`${provider.name}/${id}`, created))
     })
-    return (await Promise.all(named)).flat()
+    return [...aliases, ...(await Promise.all(named)).flat()]
   }
 
-  /** A provider that cannot say what it has does not hide what the others have. */
-  async function listedBy(provider: Provider): Promise<ModelInfo[]> {
-    try {
-      return (await provider.models?.()) ?? []
-    } catch (error) {
-      log.warn({ err: error, provider: provider.name }, 'a provider could not list its models')
-      return []
+  /** Whatever a provider lists has to be a name that a request may say. */
+  function listedDirect(id: string, created: number | undefined): ListedModel[] {
+    const plan = table.plans.has(id) ? undefined : direct(id)
+    return plan === undefined ? [] : [listed(plan, plan.targets[0]?.provider.name ?? '', created ?? started)]
+  }
+
+  function listedPlan(plan: Plan): ListedModel {
+    return listed(plan, 'fastify-model-gateway', started)
+  }
+
+  function listed(plan: Plan, owner: string, created: number): ListedModel {
+    const own = plan.steps[0]?.candidates ?? []
+    const room = Math.min(...own.map(roomOf))
+    const pricing = dearest(own)
+    return {
+      id: plan.alias,
+      object: 'model',
+      created,
+      owned_by: owner,
+      ...(Number.isFinite(room) && { context_length: room }),
+      ...(pricing !== null && { pricing })
     }
   }
 
-  async function get(id: string): Promise<ListedModel | undefined> {
-    const models = await list()
-    const found = models.find(model => model.id === id)
-    if (found || aliases.length > 0) return found
-    const route = direct(id)
-    return route && listed(id, route.targets[0]!.provider.name, started)
+  function roomOf({ abilities, provider, model }: Candidate): number {
+    const room = abilities.contextLength ?? discovery.known(provider, model)?.contextLength
+    return room ?? Number.POSITIVE_INFINITY
   }
 
-  return { compile, resolve, list, get }
-}
+  /** Rates are whole pico-USD per token. */
+  function dearest(candidates: readonly Candidate[]): ListedModel['pricing'] | null {
+    let input = 0
+    let output = 0
+    for (const candidate of candidates) {
+      const card = gateway.pricing?.of(candidate)
+      if (!card) return null
+      input = Math.max(input, card.rates.input / 1_000_000)
+      output = Math.max(output, card.rates.output / 1_000_000)
+    }
+    return candidates.length > 0 ? { input, output } : null
+  }
 
-function listed(id: string, owner: string, created: number): ListedModel {
-  return { id, object: 'model', created, owned_by: owner }
+  async function get(id: string): Promise<ListedModel | undefined> {
+    const alias = table.plans.get(id)
+    if (alias !== undefined) return listedPlan(alias)
+    const found = (await list()).find(model => model.id === id)
+    if (found !== undefined) return found
+    const plan = direct(id)
+    return plan && listed(plan, plan.targets[0]?.provider.name ?? '', started)
+  }
+
+  return {
+    list,
+    get,
+    resolve,
+    replace,
+    get hash() {
+      return table.hash
+    }
+  }
 }

@@ -112,8 +112,20 @@ export async function redisAway(t: Test, milliseconds: number): Promise<void> {
   t.ok(await until(answering), 'after it lost its data calls are let in')
   await load.stop()
   t.equal(load.refusals.size, 1, `nothing else was ever said: ${[...load.refusals].join('; ')}`)
-  await until(async () => (await servers[0]!.rows('acme')).every(({ status }) => status !== 'open'))
+  await allFolded(servers)
   for (const server of servers) await check(t, server, load.received, 'afterwards')
+}
+
+/**
+ * Each process carries its own journal into the database before it answers a question about rows, and knows nothing of
+ * what the others still have: each is asked, until none of them sees an open call.
+ */
+async function allFolded(servers: ReadonlyArray<Awaited<ReturnType<typeof killable>>>): Promise<void> {
+  await until(async () => {
+    const seen = []
+    for (const server of servers) seen.push(...(await server.rows('acme')))
+    return seen.every(({ status }) => status !== 'open')
+  })
 }
 
 /** Three processes, one budget: together they spend no nano-USD more. */
@@ -155,6 +167,7 @@ export async function threeProcesses(t: Test, calls: number): Promise<void> {
     'what is refused is told why'
   )
   await wait(300)
+  await allFolded(servers)
   for (const server of servers) {
     const tenant = await server.admin<{ spend_usd: number; reserved_usd: number }>('/api/tenants/acme')
     t.ok(tenant.spend_usd <= 0.05, `${tenant.spend_usd} of 0.05 USD`)
@@ -187,6 +200,6 @@ export async function deadProcess(t: Test): Promise<void> {
   t.ok(cutOff.length > 0 && cutOff.length <= 4, `${cutOff.length} calls of the dead process are closed`)
   await wait(500)
   await load.stop()
-  await until(async () => (await one.rows('acme')).every(({ status }) => status !== 'open'))
+  await allFolded([one, two])
   for (const server of [one, two]) await check(t, server, load.received, 'afterwards')
 }

@@ -469,7 +469,12 @@ t.test('the kernel', async t => {
     await app.ready()
     t.strictSame(await app.gateway.readiness(), {
       ok: false,
-      checks: { gateway: { ok: true, running: 0 }, fine: { ok: true, latency: 3 }, down: { ok: false } }
+      checks: {
+        gateway: { ok: true, running: 0 },
+        targets: { ok: true, up: ['up/m'], down: [] },
+        fine: { ok: true, latency: 3 },
+        down: { ok: false }
+      }
     })
   })
 })

@@ -27,7 +27,10 @@ export async function host(t: Test, options: HostOptions = {}): Promise<FastifyI
   const app = Fastify(log ? { logger: { level: 'warn', stream: { write: log } } } : {})
   t.teardown(() => app.close())
   await app.register(gateway, { shutdownGrace: options.shutdownGrace })
-  await app.register(routing, options.routing ?? { models: { test: { targets: [{ provider: 'up', model: 'm' }] } } })
+  await app.register(
+    routing,
+    options.routing ?? { models: { test: { targets: [{ provider: 'up', model: 'm' }], retries: 0 } } }
+  )
   for (const provider of options.providers ?? [scripted('up')]) app.gateway.providers.register(provider)
   return app
 }

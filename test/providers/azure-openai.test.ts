@@ -8,12 +8,12 @@ import { type ConfigError, readConfig } from '../../schemas/config.ts'
 import type { GatewayError } from '../../schemas/errors.ts'
 import type { Attempt } from '../../schemas/provider.ts'
 import { usageOf } from '../../schemas/usage.ts'
-import { attemptOf, providerConformance, type Speech, type Vendor } from '../conformance/provider.ts'
+import { conversationsCross } from '../conformance/conversations.ts'
+import { attemptOf, openaiVendor, providerConformance, type Subject, type Vendor } from '../conformance/provider.ts'
 import { build, hello } from '../helper.ts'
 import {
   bytes,
   chunks,
-  completion,
   failure,
   json,
   reset,
@@ -97,39 +97,29 @@ async function faultOf(promise: Promise<unknown>): Promise<GatewayError> {
   throw new Error('This should have failed.')
 }
 
-function counts({ inputTokens, outputTokens }: Speech) {
-  return { prompt_tokens: inputTokens, completion_tokens: outputTokens, total_tokens: inputTokens + outputTokens }
-}
-
-for (const [name, own] of Object.entries({
-  'azure-openai, v1': {},
-  'azure-openai, deployments': { apiVersion: '2024-10-21' },
-  'azure-openai, entra': { apiKeys: [] }
-})) {
-  providerConformance(t, {
+/** The v1 API, deployments, and an application of Entra. */
+function subject(name: string, own: Own): Subject {
+  return {
     name,
     async start(t) {
-      const { resource, provider } = name.endsWith('entra') ? await withEntra(t, own) : await gateway(t, own)
-      const first = { choices: [], created: 0, id: '', model: '', object: '', prompt_filter_results: [] }
+      const keys = own['entra'] === true ? [] : ['az-first-key-of-two', 'other-key-of-two']
+      const { resource, provider } =
+        keys.length === 0 ? await withEntra(t) : await gateway(t, { apiKeys: keys, ...own })
       const vendor: Vendor = {
-        upstream: resource,
-        whole: ({ text, ...speech }, options) =>
-          json(
-            completion({ content: text.join(''), finish_reason: speech.finish, usage: counts({ text, ...speech }) }),
-            options
-          ),
-        stream: (speech, options) =>
-          sse(chunks(speech.text, { finish_reason: speech.finish, usage: counts(speech) }), options),
+        ...openaiVendor(resource),
+        models: undefined,
         refusal: (status, message) => failure(status, { message, code: String(status) }),
-        failing: (speech, message) =>
-          sse([first, ...chunks(speech.text, { finish_reason: null }), { error: { message, code: '500' } }], {
-            done: false
-          })
+        healthy: () => json({ object: 'list', data: [] })
       }
-      return { provider, vendor }
+      return { provider, vendor, keys }
     }
-  })
+  }
 }
+
+providerConformance(t, subject('azure-openai, v1', {}))
+providerConformance(t, subject('azure-openai, deployments', { apiVersion: '2024-10-21' }))
+providerConformance(t, subject('azure-openai, Entra', { entra: true }))
+conversationsCross(t, { ...subject('azure-openai', {}), model: 'my-gpt' })
 
 // Where it is sent
 

@@ -10,7 +10,7 @@ import type { GatewayError } from '../../schemas/errors.ts'
 import type { Answer } from '../../schemas/gateway.ts'
 import type { Provider } from '../../schemas/provider.ts'
 import { usageOf } from '../../schemas/usage.ts'
-import { attemptOf, providerConformance, type Speech, type Vendor } from '../conformance/provider.ts'
+import { attemptOf, providerConformance, type Speech, type Started } from '../conformance/provider.ts'
 import { build, hello } from '../helper.ts'
 import {
   bytes,
@@ -175,46 +175,30 @@ function refused(status: number, text: string) {
   return json({ error: { code: status, message: text, status: statuses[status] ?? 'UNKNOWN' } }, { status })
 }
 
-/** The suite's script looks for `stream` in the body, where Gemini has it in the path. */
-function byPath(upstream: Upstream): Upstream {
-  const script: Upstream['script'] = (first, ...next) => upstream.script(seen(first), ...next.map(seen))
-  return Object.assign(Object.create(upstream), { script })
-}
-
-function seen(script: Script): Script {
-  if (typeof script !== 'function') return script
-  return request =>
-    script({ ...request, json: { ...request.json, stream: request.url.includes(':streamGenerateContent') } })
-}
-
-providerConformance(t, {
-  name: 'vertex, Gemini',
-  async start(t) {
-    const { google, provider } = await gateway(t)
-    const vendor: Vendor = {
-      upstream: byPath(google),
+const subjects: Record<string, (google: Upstream, own: Provider) => Started> = {
+  Gemini: (upstream, provider) => ({
+    provider,
+    vendor: {
+      upstream,
       whole: geminiWhole,
       stream: (speech, options) => sse(geminiEvents(speech), { done: false, ...options }),
       refusal: refused,
       failing: (speech, text) =>
         sse([...geminiEvents(speech).slice(0, -1), { error: { code: 500, message: text, status: 'INTERNAL' } }], {
           done: false
-        })
+        }),
+      count: totalTokens => json({ totalTokens }),
+      healthy: () => refused(403, 'No.')
     }
-    return { provider, vendor }
-  }
-})
-
-providerConformance(t, {
-  name: 'vertex, Claude',
-  async start(t) {
-    const { google: upstream, provider: own } = await gateway(t)
+  }),
+  Claude: (upstream, own) => ({
     // The suite names no model, and here the name decides.
-    const provider: Provider = {
+    provider: {
       ...own,
-      send: attempt => own.send({ ...attempt, request: { ...attempt.request, model: claude } })
-    }
-    const vendor: Vendor = {
+      send: attempt => own.send({ ...attempt, request: { ...attempt.request, model: claude } }),
+      countTokens: (request, signal) => own.countTokens!({ ...request, model: claude }, signal)
+    },
+    vendor: {
       upstream,
       whole: claudeWhole,
       stream: (speech, options) => sse(claudeEvents(speech), { done: false, ...options }),
@@ -225,14 +209,22 @@ providerConformance(t, {
       failing: (speech, text) =>
         sse(
           [...claudeBeginning(speech), event({ type: 'error', error: { type: 'overloaded_error', message: text } })],
-          {
-            done: false
-          }
-        )
+          { done: false }
+        ),
+      count: input_tokens => json({ input_tokens })
     }
-    return { provider, vendor }
-  }
-})
+  })
+}
+
+for (const [name, started] of Object.entries(subjects)) {
+  providerConformance(t, {
+    name: `vertex, ${name}`,
+    async start(t) {
+      const { google, provider } = await gateway(t)
+      return { ...started(google, provider), keys: [] }
+    }
+  })
+}
 
 // Where it is sent, and how
 

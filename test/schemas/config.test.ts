@@ -36,6 +36,13 @@ t.test('an empty configuration has every default', async t => {
     },
     models: {},
     tasks: {},
+    routing: {
+      passThrough: false,
+      sticky: true,
+      discovery: 300_000,
+      breaker: { failures: 5, openFor: 1_000, mostOpenFor: 60_000 },
+      probes: false
+    },
     tenants: {
       public: {
         keys: [],
@@ -111,9 +118,10 @@ t.test('durations and sizes become milliseconds and bytes', async t => {
 t.test('a model has its defaults', async t => {
   t.strictSame(settingsOf({ models: { a: { targets: [target] } } }).models['a'], {
     strategy: 'weighted',
-    targets: [{ ...target, weight: 1 }],
+    targets: [{ ...target, weight: 1, abilities: {}, queue: { size: 100, timeout: 10_000 } }],
     fallbacks: [],
     retries: 2,
+    hedge: false,
     timeouts: { connect: 5000, headers: 60_000, firstToken: 60_000, idle: 30_000, total: 600_000 },
     inputTokensPerImage: 1600
   })
@@ -278,7 +286,7 @@ t.test('__proto__ is refused as a name and changes no prototype', async t => {
       'tenants.__proto__: found this name; allowed: letters, digits, ".", "_", ":", "@" and "-", at most 128',
       'plugins.helmet.__proto__: found this name; allowed: any other name',
       'plugins.helmet.a.__proto__: found this name; allowed: any other name',
-      '__proto__: unknown key; known keys: server, log, store, redis, providers, models, defaultModel, tasks, tenants, budget, plugins'
+      '__proto__: unknown key; known keys: server, log, store, redis, providers, models, defaultModel, tasks, routing, tenants, budget, plugins'
     ])
   }
   t.equal(Reflect.get({}, 'polluted'), undefined)

@@ -37,6 +37,7 @@ t.test('gateway.example.yaml shows the defaults and every plugin', async t => {
   t.strictSame(model, {
     strategy: 'weighted',
     retries: 2,
+    hedge: false,
     timeouts: { connect: 5000, headers: 60_000, firstToken: 60_000, idle: 30_000, total: 600_000 },
     inputTokensPerImage: 1600
   })
@@ -65,7 +66,7 @@ t.test('the comments of gateway.example.yaml are right too', async t => {
     .replace(/^( {2}(?:opa|otel|signing|realtime):) false +# (\{.*\})$/gm, '$1 $2')
   const env = Object.fromEntries([...text.matchAll(/env:(\w+)/g)].map(([, name], index) => [name, `secret-${index}`]))
   const { settings } = readConfig(parse(text), env)
-  t.equal(settings.models['chat-default']?.targets.length, 3)
+  t.equal(settings.models['chat-default']?.targets.length, 4)
   t.strictSame(settings.tenants['public']?.keys, [env['PUBLIC_KEY']])
   t.ok(settings.redis && settings.log.destination)
   const { opa, otel, signing, realtime, auth } = settings.plugins

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto'
 import type { ChatCompletion, CompletionUsage, FinishReason, ToolCall } from '../../../schemas/chat.ts'
 import { type GatewayError, isGatewayError, UpstreamError } from '../../../schemas/errors.ts'
 import type { Answer } from '../../../schemas/gateway.ts'
+import { isRecord } from '../../../schemas/reader.ts'
 import { type Redact, vendorFault } from '../../faults.ts'
 import { isEncoded } from '../../stream.ts'
 import type { Reply } from '../../upstream.ts'
@@ -107,7 +108,7 @@ export function completionOf(response: GeminiResponse, origin: Origin): ChatComp
     created: Math.floor(Date.now() / 1_000),
     model: response.modelVersion ?? origin.model,
     choices,
-    usage: usage ? usageFrom(usage) : null
+    usage: isReport(usage) ? usageFrom(usage) : null
   }
 }
 
@@ -209,6 +210,11 @@ function logprobOf({ token = '', logProbability = -9_999 }: Logprob) {
   return { token, logprob: logProbability, bytes: [...Buffer.from(token)] }
 }
 
+/** Vertex names the kind of traffic in every event, and the counts only in the last. */
+export function isReport(usage: UsageMetadata | null | undefined): usage is UsageMetadata {
+  return typeof usage?.promptTokenCount === 'number' || typeof usage?.totalTokenCount === 'number'
+}
+
 /** Google's counts as OpenAI's: candidates are counted without thoughts, prompts without what tools brought. */
 export function usageFrom(usage: UsageMetadata): CompletionUsage {
   const prompt = (usage.promptTokenCount ?? 0) + (usage.toolUsePromptTokenCount ?? 0)
@@ -290,7 +296,7 @@ export function parse(text: string): unknown {
 }
 
 export function isResponse(value: unknown): value is GeminiResponse {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
+  return isRecord(value)
 }
 
 export function listOf<Item>(value: readonly Item[] | null | undefined): readonly Item[]
@@ -300,9 +306,5 @@ export function listOf(value: unknown): readonly unknown[] {
 }
 
 function fieldsOf(value: unknown): { readonly [field: string]: unknown } {
-  return isFields(value) ? value : {}
-}
-
-function isFields(value: unknown): value is { readonly [field: string]: unknown } {
-  return typeof value === 'object' && value !== null
+  return isRecord(value) ? value : {}
 }

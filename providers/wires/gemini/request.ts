@@ -1,5 +1,6 @@
 import type { ChatRequest, ContentPart, Message, Tool, ToolCall } from '../../../schemas/chat.ts'
 import { detail, type GatewayError, InvalidRequest } from '../../../schemas/errors.ts'
+import { isRecord } from '../../../schemas/reader.ts'
 import type { Link, Media } from '../../media.ts'
 import { type Family, familyOf } from './models.ts'
 import { responseSchema } from './schema.ts'
@@ -494,9 +495,5 @@ function thinkingOf(effort: unknown, { family, warn }: Context): object | null {
 
 /** The fields of what should be an object; none of anything else. */
 function fieldsOf(value: unknown): { readonly [field: string]: unknown } {
-  return isObject(value) ? value : {}
-}
-
-function isObject(value: unknown): value is { readonly [field: string]: unknown } {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
+  return isRecord(value) ? value : {}
 }

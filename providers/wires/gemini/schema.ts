@@ -1,4 +1,5 @@
 import { detail, InvalidRequest } from '../../../schemas/errors.ts'
+import { isRecord } from '../../../schemas/reader.ts'
 
 type Schema = { [keyword: string]: unknown }
 
@@ -24,7 +25,7 @@ export function responseSchema(schema: Schema, dropped: Set<string>, depth = 0):
     const message = `The schema is nested deeper than ${deepest} levels.`
     throw detail(new InvalidRequest(message), { param: 'response_format.json_schema.schema' })
   }
-  const inner = (value: unknown) => (isSchema(value) ? responseSchema(value, dropped, depth + 1) : value)
+  const inner = (value: unknown) => (isRecord(value) ? responseSchema(value, dropped, depth + 1) : value)
   const result: Schema = {}
   for (const keyword in schema) {
     const value = schema[keyword]
@@ -33,16 +34,12 @@ export function responseSchema(schema: Schema, dropped: Set<string>, depth = 0):
     else if (keyword === 'const') result['enum'] = [value]
     else if (schemas.has(keyword)) result[keyword] = inner(value)
     else if (lists.has(keyword) && Array.isArray(value)) result[keyword] = value.map(inner)
-    else if (maps.has(keyword) && isSchema(value)) {
+    else if (maps.has(keyword) && isRecord(value)) {
       const named = Object.fromEntries(Object.entries(value).map(([name, each]) => [name, inner(each)]))
       // The older name of `$defs`, which Gemini does not know.
       const known = keyword === 'properties' ? keyword : '$defs'
-      result[known] = isSchema(result[known]) ? { ...result[known], ...named } : named
+      result[known] = isRecord(result[known]) ? { ...result[known], ...named } : named
     } else if (!remarks.has(keyword)) dropped.add(keyword)
   }
   return result
-}
-
-function isSchema(value: unknown): value is Schema {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
 }

@@ -1,5 +1,6 @@
 import type { ChatRequest } from '../../../schemas/chat.ts'
 import { detail, isGatewayError, UpstreamError } from '../../../schemas/errors.ts'
+import { isRecord } from '../../../schemas/reader.ts'
 import type { Recall } from '../../recall.ts'
 
 /** Google's own word for a call whose signature nobody has (https://ai.google.dev/gemini-api/docs/thought-signatures). */
@@ -21,8 +22,8 @@ export function signaturesOf(recall: Recall<string>, tenant: string): Signatures
 /** What a client that keeps fields it does not know brings back: `extra_content.google.thought_signature`. */
 export function signatureIn(holder: { readonly [field: string]: unknown }): string | undefined {
   const extra = holder['extra_content']
-  const google = isObject(extra) ? extra['google'] : undefined
-  const signature = isObject(google) ? google['thought_signature'] : undefined
+  const google = isRecord(extra) ? extra['google'] : undefined
+  const signature = isRecord(google) ? google['thought_signature'] : undefined
   return typeof signature === 'string' && signature !== '' ? signature : undefined
 }
 
@@ -52,8 +53,4 @@ export function withoutRefused(error: unknown, request: ChatRequest, signatures:
     cause: error
   })
   return detail(fault, { blame: 'provider' })
-}
-
-function isObject(value: unknown): value is { readonly [field: string]: unknown } {
-  return typeof value === 'object' && value !== null
 }

@@ -10,6 +10,7 @@ import {
   googleFault,
   idOf,
   imageOf,
+  isReport,
   isResponse,
   listOf,
   logprobsOf,
@@ -25,11 +26,11 @@ import {
 } from './answer.ts'
 
 // Most events bring one text and nothing else. They are recognised by these three patterns, one after the other, and
-// their text goes on as the JSON that it is; everything else is parsed.
+// their text goes on as the JSON that it is; everything else is parsed. Both go by bytes, as characters of latin1.
 const opening =
   /\{\s*"candidates"\s*:\s*\[\s*\{\s*"content"\s*:\s*\{\s*(?:"role"\s*:\s*"model"\s*,\s*)?"parts"\s*:\s*\[\s*\{\s*"text"\s*:\s*"/y
-const literal = /[ !#-[\]-\uffff]*(?:\\(?:["\\/bfnrt]|u[\da-fA-F]{4})[ !#-[\]-\uffff]*)*/y
-const closing = /"\s*\}\s*\](?:\s*,\s*"role"\s*:\s*"model")?\s*\}(?:\s*,\s*"index"\s*:\s*0)?\s*\}\s*\]\s*[,}]/y
+const literal = /[ !#-[\]-\xff]*(?:\\(?:["\\/bfnrt]|u[\da-fA-F]{4})[ !#-[\]-\xff]*)*/y
+const closing = /"\s*\}\s*\](?:\s*,\s*"role"\s*:\s*"model")?\s*\}(?:\s*,\s*"index"\s*:\s*0)?\s*\}\s*\]\s*,\s*/y
 
 const textTail = '"},"logprobs":null,"finish_reason":null}]}\n\n'
 
@@ -48,12 +49,14 @@ interface Choice {
  * the end of its connection, so reasons to finish wait for it.
  */
 export function geminiReader(headers: Reply['headers'], maxEvent: number, origin: Origin): StreamReader {
-  const events = dataReader(maxEvent)
+  const events = dataReader(maxEvent, 'latin1')
   const choices = new Map<number, Choice>()
   const created = Math.floor(Date.now() / 1_000)
   let head = ''
   let first: Choice | null = null
   let textHead = ''
+  /** How all events end: the model's version and the id of the answer. */
+  let tail: string | null = null
   let usage: UsageMetadata | null = null
   /** An event with newer counts that nobody has parsed yet. */
   let counted: string | null = null
@@ -69,9 +72,11 @@ export function geminiReader(headers: Reply['headers'], maxEvent: number, origin
     const to = literal.lastIndex
     closing.lastIndex = to
     if (to === from || !closing.test(data)) return false
-    const rest = closing.lastIndex - 1
-    if (data[data.length - 1] !== '}' || data.includes('"error"', rest)) return false
-    if (data.includes('"usageMetadata"', rest)) counted = data
+    // What follows the counts is the same in every event; anything else there has to be looked at.
+    if (tail === null || !data.endsWith(tail)) return false
+    const rest = closing.lastIndex
+    if (data.startsWith('"usageMetadata"', rest)) counted = data
+    else if (rest !== data.length - tail.length) return false
     out += textHead + data.slice(from, to) + textTail
     first.said = true
     return true
@@ -79,10 +84,12 @@ export function geminiReader(headers: Reply['headers'], maxEvent: number, origin
 
   function translate(data: string): void {
     if (plain(data)) return
-    const response = parse(data)
+    const response = parse(decoded(data))
     if (!isResponse(response) || response.error) throw faultIn(response)
     if (head === '') begin(response)
-    if (response.usageMetadata) {
+    const version = data.lastIndexOf('"modelVersion"')
+    tail = version === -1 ? null : data.slice(version)
+    if (isReport(response.usageMetadata)) {
       usage = response.usageMetadata
       counted = null
     }
@@ -101,12 +108,14 @@ export function geminiReader(headers: Reply['headers'], maxEvent: number, origin
   function begin(response: GeminiResponse): void {
     const id = JSON.stringify(idOf(response, origin))
     const model = JSON.stringify(response.modelVersion ?? origin.model)
-    head = `data: {"id":${id},"object":"chat.completion.chunk","created":${created},"model":${model},"choices":[`
+    head = encoded(
+      `data: {"id":${id},"object":"chat.completion.chunk","created":${created},"model":${model},"choices":[`
+    )
     textHead = `${head}{"index":0,"delta":{"content":"`
   }
 
   function write(index: number, delta: object, logprobs: object | null = null, reason: string | null = null): void {
-    out += `${head}${JSON.stringify({ index, delta, logprobs, finish_reason: reason })}]}\n\n`
+    out += `${head}${encoded(JSON.stringify({ index, delta, logprobs, finish_reason: reason }))}]}\n\n`
   }
 
   /** The state of a candidate; the first time it says who speaks. */
@@ -152,60 +161,67 @@ export function geminiReader(headers: Reply['headers'], maxEvent: number, origin
   /** Takes what was written. */
   function frames(last = false): EventFrames | null {
     if (out === '') return null
-    const raw = Buffer.from(out)
-    // As long as its text: then it is ASCII, and its bytes need not be made a text again.
-    const read = new EventFrames(raw, last, raw.length === out.length ? out : null)
+    const read = new EventFrames(Buffer.from(out, 'latin1'), last, out)
     out = ''
     return read
   }
 
-  /** Why the answer is not complete, or null once its ends are written. */
-  function finish(): GatewayError | null {
-    if (choices.size === 0) return new UpstreamError('its stream ended before its answer began.')
+  /** Writes the ends. @throws UpstreamError for an answer that is not complete */
+  function finish(): void {
+    if (choices.size === 0) throw new UpstreamError('its stream ended before its answer began.')
     const all = [...choices.values()]
-    if (all.some(({ ended }) => ended === null)) return new UpstreamError('its stream ended before its answer did.')
+    if (all.some(({ ended }) => ended === null)) throw new UpstreamError('its stream ended before its answer did.')
     const reasons = all.map(({ ended, calls }) => finishOf(ended?.finishReason, calls > 0))
     for (const [place, { index, ended, said }] of all.entries()) {
       const reason = reasons[place]!
       if (reason === 'content_filter' && !said && ended !== null) write(index, { refusal: refusalOf(ended) })
       write(index, {}, null, reason)
     }
-    return null
   }
 
   /** An answer that broke off has its price too. */
   function report(): void {
     if (counted !== null) {
-      const last = parse(counted)
+      const last = parse(decoded(counted))
       if (!isResponse(last)) throw new UpstreamError('an event of its stream is not JSON.')
-      usage = last.usageMetadata ?? usage
+      if (isReport(last.usageMetadata)) usage = last.usageMetadata
     }
     if (usage !== null) out += `${head}],"usage":${JSON.stringify(usageFrom(usage))}}\n\n`
   }
 
-  function read(datas: readonly string[]): GatewayError | null {
-    try {
-      for (const data of datas) translate(data)
-      return null
-    } catch (error) {
-      return unreadable(error)
-    }
+  function readAll(datas: readonly string[]): void {
+    for (const data of datas) translate(data)
   }
 
   return {
     read(bytes) {
-      const fault = read(events.read(bytes))
+      const datas = events.read(bytes)
+      const fault = faultOf(() => readAll(datas))
       return { frames: frames(), done: fault !== null, fault }
     },
     end() {
-      let fault = read(events.end())
-      try {
-        fault ??= finish()
-        report()
-      } catch (error) {
-        fault ??= unreadable(error)
-      }
-      return { frames: frames(fault === null), done: true, fault }
+      const fault = faultOf(() => readAll(events.end())) ?? faultOf(finish)
+      const uncounted = faultOf(report)
+      return { frames: frames(fault === null), done: true, fault: fault ?? uncounted }
     }
   }
+}
+
+function faultOf(run: () => void): GatewayError | null {
+  try {
+    run()
+    return null
+  } catch (error) {
+    return unreadable(error)
+  }
+}
+
+/** Bytes as characters, as the text that they are. */
+function decoded(latin1: string): string {
+  return Buffer.from(latin1, 'latin1').toString('utf8')
+}
+
+/** A text as its bytes, as characters. */
+function encoded(text: string): string {
+  return Buffer.from(text).toString('latin1')
 }

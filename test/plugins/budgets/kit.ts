@@ -85,6 +85,7 @@ export async function kit(t: Pick<Test, 'teardown'>, options: KitOptions = {}): 
     models: {
       test: { targets: [{ provider: 'up', model: 'm' }] },
       dear: {
+        retries: 0,
         targets: [
           { provider: 'up', model: 'm' },
           { provider: 'up', model: 'dear' }

@@ -1,0 +1,63 @@
+import type { ChatRequest, ContentPart } from '../../schemas/chat.ts'
+import type { Inference } from '../../schemas/gateway.ts'
+import type { Abilities } from '../../schemas/provider.ts'
+
+type Ability = Exclude<keyof Abilities, 'contextLength'>
+
+/** What a request asks of a target. */
+interface Demand {
+  readonly ability: Ability
+  /** The end of the sentence "It …". */
+  readonly lack: string
+  readonly by: (request: ChatRequest) => boolean
+}
+
+const demands: readonly Demand[] = [
+  { ability: 'streaming', lack: 'does not stream', by: ({ stream }) => stream === true },
+  {
+    ability: 'tools',
+    lack: 'takes no tools',
+    by: ({ tools, messages }) => Boolean(tools?.length) || messages.some(({ role }) => role === 'tool')
+  },
+  { ability: 'images', lack: 'takes no images', by: request => holds(request, 'image_url') },
+  { ability: 'files', lack: 'takes no files', by: request => holds(request, 'file') },
+  {
+    ability: 'audio',
+    lack: 'knows no audio',
+    by: request => isGiven(request['audio']) || holds(request, 'input_audio')
+  },
+  {
+    ability: 'jsonSchema',
+    lack: 'answers by no JSON schema',
+    by: ({ response_format: format }) => typeOf(format) === 'json_schema'
+  },
+  { ability: 'choices', lack: 'gives one choice only', by: ({ n }) => typeof n === 'number' && n > 1 },
+  { ability: 'logprobs', lack: 'gives no logprobs', by: request => request['logprobs'] === true }
+]
+
+/** True for a target that some request could ask too much of. */
+export function isLimited(abilities: Abilities): boolean {
+  return abilities.contextLength !== undefined || demands.some(({ ability }) => abilities[ability] === false)
+}
+
+/** What a target cannot do of a call: the end of the sentence "It …". Null: nothing is known against it. */
+export function lackOf(abilities: Abilities, inference: Inference): string | null {
+  const { request, size } = inference
+  for (const { ability, lack, by } of demands) if (abilities[ability] === false && by(request)) return lack
+  const room = abilities.contextLength
+  // The estimate, not the bound: whoever may fit is asked, and says so if not.
+  if (room !== undefined && size.estimate > room) return `has room for ${room} tokens only`
+  return null
+}
+
+function holds({ messages }: ChatRequest, type: ContentPart['type']): boolean {
+  return messages.some(({ content }) => Array.isArray(content) && content.some(part => part.type === type))
+}
+
+function isGiven(value: unknown): boolean {
+  return value !== undefined && value !== null
+}
+
+function typeOf(value: unknown): unknown {
+  return typeof value === 'object' && value !== null && 'type' in value ? value.type : undefined
+}
