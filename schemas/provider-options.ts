@@ -1,5 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { BaseUrl, Count, Credential, Flag, providerName, Words } from './atoms.ts'
+import { BaseUrl, Count, Credential, Flag, providerName, Secret, Words } from './atoms.ts'
 import { Delay, Size } from './duration.ts'
 import { closed, type Filled, named, oneOf, preset, text, toggle } from './shape.ts'
 
@@ -98,7 +98,26 @@ const Anthropic = closed({
 
 const LlamaCpp = closed({ type: Type.Literal('llamacpp'), baseUrl: BaseUrl, ...common })
 
-const AzureOpenAI = closed({ type: Type.Literal('azure-openai'), baseUrl: BaseUrl, ...common })
+const AzureOpenAI = closed({
+  type: Type.Literal('azure-openai'),
+  baseUrl: BaseUrl,
+  /** The URLs of deployments. Absent: the v1 API. */
+  apiVersion: Type.Optional(text('^\\d{4}-\\d{2}-\\d{2}(-preview)?$', 'a date, as 2024-10-21 or 2025-04-01-preview')),
+  /** How `apiKeys` travel: tokens of Entra as `bearer`. */
+  auth: preset(oneOf('api-key', 'bearer'), 'api-key'),
+  /** An application of Microsoft Entra, in place of `apiKeys`. */
+  entra: Type.Optional(
+    closed({
+      tenantId: text('^([0-9A-Za-z][0-9A-Za-z.-]*|env:\\w+)$', 'the id of a directory, or its domain'),
+      clientId: Words,
+      clientSecret: Secret,
+      /** Other clouds have their own, and their own scope. */
+      authority: preset(BaseUrl, 'https://login.microsoftonline.com'),
+      scope: preset(Words, 'https://cognitiveservices.azure.com/.default')
+    })
+  ),
+  ...common
+})
 
 const Gemini = closed({
   type: Type.Literal('gemini'),
@@ -110,12 +129,18 @@ const Gemini = closed({
 
 const Vertex = closed({
   type: Type.Literal('vertex'),
-  project: Words,
-  location: Words,
+  /** Absent with `apiKeys`: the express mode. */
+  project: Type.Optional(Words),
+  /** A region, `us`, `eu` or `global`. */
+  location: preset(Words, 'global'),
   /** Absent: the location's own address. */
   baseUrl: Type.Optional(BaseUrl),
   /** A service account: the path of its file or its JSON. Absent: the machine's own identity. */
   credentials: Type.Optional(Type.String({ minLength: 1, hidden: true })),
+  /** Where tokens are asked for in place of Google, for tests. */
+  tokenUrl: Type.Optional(BaseUrl),
+  safetySettings: preset(Type.Array(closed({ category: Words, threshold: Words })), []),
+  fetchMedia,
   ...common
 })
 

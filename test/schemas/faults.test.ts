@@ -142,8 +142,7 @@ t.test('a provider is judged by the branch that its type names', async t => {
     'providers.a.word: unknown key; did you mean words?'
   ])
   t.strictSame(faultsOf({ providers: { a: { type: 'vertex' } } }), [
-    'providers.a.project: found nothing; allowed: a text that is not empty',
-    'providers.a.location: found nothing; allowed: a text that is not empty'
+    'providers.a.project: found nothing; allowed: the id of a project, or apiKeys for the express mode'
   ])
 })
 
