@@ -21,13 +21,17 @@ interface Open {
 }
 
 const deltaStart = '{"type":"content_block_delta","index":'
-const deltaKinds: ReadonlyArray<readonly [kind: string, start: string]> = [
-  ['text', ',"delta":{"type":"text_delta","text":"'],
-  ['tool', ',"delta":{"type":"input_json_delta","partial_json":"'],
-  ['thinking', ',"delta":{"type":"thinking_delta","thinking":"']
-]
-/** What may stand between the quotes of a text in JSON: no control character, quote or backslash by itself. */
-const literal = /^[ !#-[\]-\uffff]*(?:\\(?:["\\/bfnrt]|u[\dA-Fa-f]{4})[ !#-[\]-\uffff]*)*$/
+/** How the deltas of a block go on, as the vendor writes them. */
+const deltaStarts: Readonly<Record<Open['kind'], string>> = {
+  text: ',"delta":{"type":"text_delta","text":"',
+  held: ',"delta":{"type":"text_delta","text":"',
+  thinking: ',"delta":{"type":"thinking_delta","thinking":"',
+  tool: ',"delta":{"type":"input_json_delta","partial_json":"',
+  json: ',"delta":{"type":"input_json_delta","partial_json":"',
+  other: ',"delta":{"type":"input_json_delta","partial_json":"'
+}
+/** A text in JSON: between its quotes no control character, and no quote or backslash by itself. */
+const literal = /^"[ !#-[\]-\uffff]*(?:\\(?:["\\/bfnrt]|u[\dA-Fa-f]{4})[ !#-[\]-\uffff]*)*"$/
 /** Longer ones are rare, and parsed. */
 const longestLiteral = 4_096
 const deltaEnd = /^ *\} *\} *$/
@@ -73,17 +77,15 @@ export function messageReader(
     const comma = data.indexOf(',', deltaStart.length)
     const block = blocks.get(Number(data.slice(deltaStart.length, comma)))
     if (block === undefined) return false
-    for (const [kind, start] of deltaKinds) {
-      if (block.kind !== kind || !data.startsWith(start, comma)) continue
-      const from = comma + start.length
-      const end = data.lastIndexOf('"')
-      if (end <= from || end - from > longestLiteral || !deltaEnd.test(data.slice(end + 1))) return false
-      const said = data.slice(from, end)
-      if (!literal.test(said)) return false
-      say(block, `"${said}"`)
-      return true
-    }
-    return false
+    const start = deltaStarts[block.kind]
+    if (!data.startsWith(start, comma)) return false
+    const from = comma + start.length
+    const end = data.lastIndexOf('"')
+    if (end <= from || end - from > longestLiteral || !deltaEnd.test(data.slice(end + 1))) return false
+    const said = data.slice(from - 1, end + 1)
+    if (!literal.test(said)) return false
+    say(block, said)
+    return true
   }
 
   function take(data: string): void {
