@@ -104,7 +104,8 @@ export function addressOf(baseUrl: string, apiVersion?: string): Address {
   const root = origin + before + (own && !named ? '' : '/openai')
   if (apiVersion === undefined) {
     if (own) throw new Error('azure-openai: the URL of a deployment needs an apiVersion.')
-    return { baseUrl: `${root}/v1`, models: '/models', chat: () => '/chat/completions' }
+    const given = origin + pathname.replace(/\/+$/, '')
+    return { baseUrl: given.endsWith('/v1') ? given : `${root}/v1`, models: '/models', chat: () => '/chat/completions' }
   }
   const query = `?api-version=${encodeURIComponent(apiVersion)}`
   return {

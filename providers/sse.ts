@@ -202,6 +202,7 @@ export class EventFrames implements Frames {
   #events: Iterator<Event> | null = null
   #found: Words | null = null
   #said: Said | null = null
+  #finished: boolean | null = null
 
   constructor(raw: Buffer, last = false, text: string | null = null) {
     this.raw = raw
@@ -210,10 +211,13 @@ export class EventFrames implements Frames {
   }
 
   get finished(): boolean {
-    const text = this.#text()
-    // Where it is, it stands in the last event or two.
-    const last = text.indexOf(finishKey, text.length - 1_024)
-    return (last !== -1 && finish.test(text.slice(last))) || finish.test(text)
+    this.#finished ??= finishIn(this.#text())
+    return this.#finished
+  }
+
+  /** Whether a search of these bytes, each taken as one character, finds what it looks for. */
+  has(search: (text: string) => boolean): boolean {
+    return search(this.#text())
   }
 
   get hasUsage(): boolean {
@@ -312,6 +316,12 @@ export class EventFrames implements Frames {
     this.#found ??= wordsIn(this.#text())
     return this.#found
   }
+}
+
+function finishIn(text: string): boolean {
+  // Where it is, it stands in the last event or two.
+  const last = text.indexOf(finishKey, text.length - 1_024)
+  return (last !== -1 && finish.test(text.slice(last))) || finish.test(text)
 }
 
 /** Whether an error or a usage may be told of; false is certain. */

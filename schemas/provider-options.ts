@@ -67,13 +67,22 @@ const fetchMedia = toggle(
   false
 )
 
-const OpenAICompatible = closed({ type: Type.Literal('openai-compatible'), baseUrl: BaseUrl, ...common })
+const OpenAICompatible = closed({
+  type: Type.Literal('openai-compatible'),
+  baseUrl: BaseUrl,
+  /** Whose server it is, for its peculiarities. Absent: OpenRouter's by its host, else nobody's in particular. */
+  vendor: Type.Optional(oneOf('openrouter', 'litellm', 'vllm', 'ollama')),
+  ...common
+})
+
+/** A value that travels in a header. */
+const Account = text('^[\\x21-\\x7e]+$', 'printable ASCII without white space')
 
 const OpenAI = closed({
-  type: Type.Transform(Type.Literal('openai'))
-    .Decode((): 'openai-compatible' => 'openai-compatible')
-    .Encode((): 'openai' => 'openai'),
+  type: Type.Literal('openai'),
   baseUrl: preset(BaseUrl, 'https://api.openai.com/v1'),
+  organization: Type.Optional(Account),
+  project: Type.Optional(Account),
   ...common
 })
 
@@ -170,7 +179,7 @@ export const defaultProviders: Record<string, ProviderOptions> = { echo: { type:
 
 /** One entry of `providers` as it is written. */
 export type ProviderOptions = Static<typeof ProviderOptions>
-/** The same with its defaults; `openai` has become `openai-compatible`. */
+/** The same with its defaults. */
 export type ProviderSettings = Filled<typeof ProviderOptions>
 
 // Patterns of JSON Schema have no flags.

@@ -6,7 +6,6 @@ import { isRecord } from './reader.ts'
  * goes when its feature comes.
  */
 export const unbuilt: readonly string[] = [
-  'providers.*.type=llamacpp',
   'plugins.cache',
   'plugins.structuredOutput',
   'plugins.opa',

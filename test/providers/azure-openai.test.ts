@@ -130,7 +130,8 @@ for (const [path, expected] of Object.entries({
   '/openai/': '/openai/v1/chat/completions',
   '/openai/v1': '/openai/v1/chat/completions',
   '/openai/v1/': '/openai/v1/chat/completions',
-  '/api/projects/p': '/api/projects/p/openai/v1/chat/completions'
+  '/api/projects/p': '/api/projects/p/openai/v1/chat/completions',
+  '/team/v1': '/team/v1/chat/completions'
 })) {
   t.test(`the v1 API of a base URL that ends in '${path}' is asked at ${expected}`, async t => {
     const { resource, send } = await gateway(t, {}, path)
