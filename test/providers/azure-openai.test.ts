@@ -482,7 +482,7 @@ t.test('health asks for the models of the resource, with the key', async t => {
     t.strictSame(await provider.health!(), { ok: true })
     t.match(resource.requests[0], { method: 'GET', url, headers: { 'api-key': 'az-key-one' } })
     resource.script(whole('unauthorized.json', 401), reset())
-    t.strictSame(await provider.health!(), { ok: false, detail: 'it answered with status 401.' })
+    t.strictSame(await provider.health!(), { ok: false, detail: 'It answered with status 401.' })
     t.match(await provider.health!(), { ok: false, detail: /the connection broke/ })
   }
 })
