@@ -50,10 +50,9 @@ async function azureOpenAI(app: FastifyInstance, options: AzureOpenAIOptions): P
 
   async function send(attempt: Attempt) {
     const path = address.chat(attempt.request.model ?? '')
-    const token = tokens && (await tokens.get(attempt.signal))
-    const more = token === undefined ? [] : ['authorization', `Bearer ${token}`]
+    const more = await bearer(attempt.signal)
     const reply = await endpoint.post(attempt, path, toUpstream(attempt.request, dialect), more)
-    if (reply.status === 401 && token !== undefined) tokens?.refused(token)
+    if (reply.status === 401 && more[1] !== undefined) tokens?.refused(more[1].slice('Bearer '.length))
     if (reply.reads !== null) return streamedAnswer(reply, reply.reads, chunkReader(reply, maxEvent, redact))
     const answer = wholeAnswer(reply, redact)
     if (attempt.request.stream === true) {
@@ -62,14 +61,17 @@ async function azureOpenAI(app: FastifyInstance, options: AzureOpenAIOptions): P
     return answer
   }
 
+  async function bearer(signal?: AbortSignal): Promise<string[]> {
+    return tokens === undefined ? [] : ['authorization', `Bearer ${await tokens.get(signal)}`]
+  }
+
   /** By the list of the resource's models. Its deployments, which are what we call models, it does not tell. */
-  async function health(signal = AbortSignal.timeout(probe.headers)): Promise<Health> {
+  async function health(signal?: AbortSignal): Promise<Health> {
     try {
-      const more = tokens ? ['authorization', `Bearer ${await tokens.get(signal)}`] : []
-      const { status } = await endpoint.upstream.get(address.models, [...endpoint.headers(0), ...more], signal, probe)
-      return status === 200 ? { ok: true } : { ok: false, detail: `it answered with status ${status}.` }
+      return await endpoint.probe(address.models, signal, await bearer(signal))
     } catch (error) {
-      return { ok: false, detail: error instanceof Error ? error.message : 'it failed.' }
+      signal?.throwIfAborted()
+      return { ok: false, detail: error instanceof Error ? error.message : String(error) }
     }
   }
 
@@ -83,8 +85,6 @@ async function azureOpenAI(app: FastifyInstance, options: AzureOpenAIOptions): P
   })
   app.addHook('onClose', () => Promise.all([endpoint.close(), authority?.close()]).then(() => {}))
 }
-
-const probe = { connect: 5_000, headers: 10_000, firstToken: 10_000, idle: 10_000, total: 10_000 }
 
 interface Address {
   readonly baseUrl: string
@@ -104,7 +104,8 @@ export function addressOf(baseUrl: string, apiVersion?: string): Address {
   const root = origin + before + (own && !named ? '' : '/openai')
   if (apiVersion === undefined) {
     if (own) throw new Error('azure-openai: the URL of a deployment needs an apiVersion.')
-    return { baseUrl: `${root}/v1`, models: '/models', chat: () => '/chat/completions' }
+    const given = origin + pathname.replace(/\/+$/, '')
+    return { baseUrl: given.endsWith('/v1') ? given : `${root}/v1`, models: '/models', chat: () => '/chat/completions' }
   }
   const query = `?api-version=${encodeURIComponent(apiVersion)}`
   return {
@@ -132,6 +133,9 @@ function dialectOf(apiVersion: string | undefined, streamUsage: boolean): Dialec
   }
 }
 
+/** For a token, in milliseconds; its own deadline may come first. */
+const patience = { connect: 5_000, headers: 10_000, firstToken: 10_000, idle: 10_000, total: 10_000 }
+
 /** The client-credentials grant of Microsoft's identity platform. */
 async function entraToken(entra: EntraOptions, authority: Upstream, signal: AbortSignal): Promise<Token> {
   const form = new URLSearchParams({
@@ -145,7 +149,7 @@ async function entraToken(entra: EntraOptions, authority: Upstream, signal: Abor
     headers: ['content-type', 'application/x-www-form-urlencoded'],
     body: form.toString(),
     signal,
-    timeouts: probe,
+    timeouts: patience,
     stream: false
   })
   const { status, body } = await asked.catch(cause => {

@@ -38,11 +38,12 @@ export interface Endpoint {
   /**
    * Asks for something besides an answer of a model (a list, a count) with the first key; small and soon, or not at all.
    * @param question sent as JSON by POST; absent: a GET
+   * @param more headers besides the provider's own, as for `post`
    * @throws UpstreamError, UpstreamTimeout, or the signal's reason
    */
-  ask(path: string, signal?: AbortSignal, question?: object): Promise<Reply>
+  ask(path: string, signal?: AbortSignal, question?: object, more?: readonly string[]): Promise<Reply>
   /** Asks a path that costs nothing: healthy is a 200. @throws the signal's reason */
-  probe(path: string, signal?: AbortSignal): Promise<Health>
+  probe(path: string, signal?: AbortSignal, more?: readonly string[]): Promise<Health>
   close(): Promise<void>
 }
 
@@ -110,10 +111,15 @@ export function createEndpoint(
   const patience = options.patience ?? 10_000
   const timeouts = { connect: patience, headers: patience, firstToken: patience, idle: patience, total: patience }
 
-  async function ask(path: string, signal?: AbortSignal, question?: object): Promise<Reply> {
+  async function ask(
+    path: string,
+    signal?: AbortSignal,
+    question?: object,
+    more: readonly string[] = []
+  ): Promise<Reply> {
     const deadline = AbortSignal.timeout(patience)
     const either = signal === undefined ? deadline : AbortSignal.any([signal, deadline])
-    const headers = ownHeaders(0)
+    const headers = [...ownHeaders(0), ...more]
     try {
       if (question === undefined) return await upstream.get(path, headers, either, timeouts, largestReply)
       const body = JSON.stringify(question)
@@ -131,9 +137,9 @@ export function createEndpoint(
     }
   }
 
-  async function probe(path: string, signal?: AbortSignal): Promise<Health> {
+  async function probe(path: string, signal?: AbortSignal, more?: readonly string[]): Promise<Health> {
     try {
-      const { status } = await ask(path, signal)
+      const { status } = await ask(path, signal, undefined, more)
       return status === 200 ? { ok: true } : { ok: false, detail: `It answered with status ${status}.` }
     } catch (error) {
       signal?.throwIfAborted()

@@ -14,7 +14,7 @@ export interface Tokens {
    * A token that is good now.
    * @param signal ends the wait for one, not the request for it: others wait for the same
    */
-  get(signal: AbortSignal): Promise<string>
+  get(signal?: AbortSignal): Promise<string>
   /** The provider has refused this one, though its time is not over. */
   refused(value: string): void
 }
@@ -59,7 +59,7 @@ export function createTokens(ask: (signal: AbortSignal) => Promise<Token>, patie
 
   return {
     async get(signal) {
-      signal.throwIfAborted()
+      signal?.throwIfAborted()
       const now = Date.now()
       if (held !== null && now < held.replaceAt) return held.value
       if (held === null || now >= held.expires - last) return until((asking ??= replace()), signal)
@@ -76,7 +76,8 @@ export function createTokens(ask: (signal: AbortSignal) => Promise<Token>, patie
 }
 
 /** The same result, unless the signal comes first. */
-async function until<T>(promise: Promise<T>, signal: AbortSignal): Promise<T> {
+async function until<T>(promise: Promise<T>, signal?: AbortSignal): Promise<T> {
+  if (signal === undefined) return await promise
   let abort = () => {}
   const aborted = new Promise<never>((_, reject) => {
     abort = () => reject(signal.reason)

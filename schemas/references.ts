@@ -56,7 +56,8 @@ function checkProvider(provider: Entries, path: Path, report: Report): void {
   if (type === 'azure-openai' && entra !== undefined && hasKeys) {
     report.say([...path, 'entra'], 'apiKeys beside it', 'one of the two')
   }
-  if (type === 'azure-openai' && apiVersion === undefined && /\/deployments\//.test(String(baseUrl))) {
+  const isDeployment = typeof baseUrl === 'string' && baseUrl.includes('/deployments/')
+  if (type === 'azure-openai' && apiVersion === undefined && isDeployment) {
     report.say([...path, 'apiVersion'], 'nothing', 'a date, as 2024-10-21, for the URL of a deployment')
   }
   if (type === 'vertex' && project === undefined && !hasKeys) {

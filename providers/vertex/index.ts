@@ -2,7 +2,7 @@ import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { detail, InvalidRequest, UpstreamError, UpstreamRejected } from '../../schemas/errors.ts'
-import type { Answer, Timeouts } from '../../schemas/gateway.ts'
+import type { Answer } from '../../schemas/gateway.ts'
 import type { Abilities, Attempt, Health } from '../../schemas/provider.ts'
 import { isRecord } from '../../schemas/reader.ts'
 import { createEndpoint, type EndpointOptions } from '../endpoint.ts'
@@ -53,8 +53,6 @@ const claudeCan: Abilities = {
   choices: false,
   logprobs: false
 }
-/** For what is asked besides chats, in milliseconds. */
-const patience: Timeouts = { connect: 5_000, headers: 10_000, firstToken: 10_000, idle: 10_000, total: 30_000 }
 
 /** Gemini and Claude on Google's Vertex AI. */
 async function vertex(app: FastifyInstance, options: VertexOptions): Promise<void> {
@@ -63,7 +61,7 @@ async function vertex(app: FastifyInstance, options: VertexOptions): Promise<voi
   })
   const own = tokens === null ? options : withoutCredentials(options)
   const endpoint = createEndpoint(own, options.baseUrl ?? origin, key => ['x-goog-api-key', key])
-  const { upstream, maxEvent } = endpoint
+  const { maxEvent } = endpoint
   const redact = (text: string) => withoutTokens(endpoint.redact(text))
   const readMedia = options.fetchMedia ? createMedia(options.fetchMedia) : null
   const signatures = createRecall<string>()
@@ -126,19 +124,19 @@ async function vertex(app: FastifyInstance, options: VertexOptions): Promise<voi
   }
 
   async function post(attempt: Attempt, asked: Asked, body: object) {
-    const token = await tokens?.get(attempt.signal)
-    const reply = await endpoint.post(
-      attempt,
-      root + pathOf(asked, attempt.request.stream === true),
-      body,
-      token === undefined ? [] : ['authorization', `Bearer ${token}`]
-    )
-    if (reply.status === 401 && token !== undefined) tokens?.refused(token)
+    const path = root + pathOf(asked, attempt.request.stream === true)
+    const more = await bearer(attempt.signal)
+    const reply = await endpoint.post(attempt, path, body, more)
+    if (reply.status === 401 && more[1] !== undefined) tokens?.refused(more[1].slice('Bearer '.length))
     return reply
   }
 
+  async function bearer(signal?: AbortSignal): Promise<string[]> {
+    return tokens === null ? [] : ['authorization', `Bearer ${await tokens.get(signal)}`]
+  }
+
   /** @throws InvalidRequest naming the link where nobody is to read it */
-  async function withMedia(request: ChatRequest, signal: AbortSignal): Promise<ChatRequest> {
+  async function withMedia(request: ChatRequest, signal = new AbortController().signal): Promise<ChatRequest> {
     const links = linksOf(request, { opens: () => false })
     const [first] = links
     if (first === undefined) return request
@@ -147,24 +145,12 @@ async function vertex(app: FastifyInstance, options: VertexOptions): Promise<voi
     throw detail(new InvalidRequest(message), { param: first.param })
   }
 
-  async function ownHeaders(signal: AbortSignal): Promise<string[]> {
-    const own = endpoint.headers(0)
-    return tokens === null ? own : [...own, 'authorization', `Bearer ${await tokens.get(signal)}`]
-  }
-
-  async function countTokens(request: ChatRequest, signal = new AbortController().signal): Promise<number> {
+  async function countTokens(request: ChatRequest, signal?: AbortSignal): Promise<number> {
     const asked = modelAsked(request)
     const isClaude = asked.publisher === 'anthropic'
-    const reply = await upstream.post({
-      path: isClaude
-        ? `${root}/anthropic/models/count-tokens:rawPredict`
-        : `${root}/google/models/${asked.model}:countTokens`,
-      headers: await ownHeaders(signal),
-      body: JSON.stringify(isClaude ? await countedByClaude(request, asked, signal) : countedByGemini(request)),
-      signal,
-      timeouts: patience,
-      stream: false
-    })
+    const path = isClaude ? '/anthropic/models/count-tokens:rawPredict' : `/google/models/${asked.model}:countTokens`
+    const question = isClaude ? await countedByClaude(request, asked, signal) : countedByGemini(request)
+    const reply = await endpoint.ask(root + path, signal, question, await bearer(signal))
     const said = bodyOf(reply)
     const fail = isClaude ? faultOf : googleFault
     if (reply.status !== 200) throw fail(reply.status, said, reply.headers, redact)
@@ -178,7 +164,7 @@ async function vertex(app: FastifyInstance, options: VertexOptions): Promise<voi
     return { contents, systemInstruction, tools }
   }
 
-  async function countedByClaude(request: ChatRequest, { model }: Asked, signal: AbortSignal): Promise<object> {
+  async function countedByClaude(request: ChatRequest, { model }: Asked, signal?: AbortSignal): Promise<object> {
     const whole = await withMedia(request, signal)
     const { body } = toMessages(whole, { sampling: true, recollect: nothing })
     const { messages, system, tools, tool_choice, thinking } = body
@@ -186,13 +172,14 @@ async function vertex(app: FastifyInstance, options: VertexOptions): Promise<voi
   }
 
   /** By a token, and by any answer of the host: what the location itself says may need a right that no model needs. */
-  async function health(signal = AbortSignal.timeout(patience.total)): Promise<Health> {
+  async function health(signal?: AbortSignal): Promise<Health> {
     try {
       const path = root.slice(0, root.lastIndexOf('/'))
-      const { status } = await upstream.get(path, await ownHeaders(signal), signal, patience)
-      return status < 500 && status !== 401 ? { ok: true } : { ok: false, detail: `it answered with status ${status}.` }
+      const { status } = await endpoint.ask(path, signal, undefined, await bearer(signal))
+      return status < 500 && status !== 401 ? { ok: true } : { ok: false, detail: `It answered with status ${status}.` }
     } catch (error) {
-      return { ok: false, detail: error instanceof Error ? error.message : 'it cannot be reached.' }
+      signal?.throwIfAborted()
+      return { ok: false, detail: error instanceof Error ? error.message : String(error) }
     }
   }
 

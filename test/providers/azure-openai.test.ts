@@ -130,7 +130,8 @@ for (const [path, expected] of Object.entries({
   '/openai/': '/openai/v1/chat/completions',
   '/openai/v1': '/openai/v1/chat/completions',
   '/openai/v1/': '/openai/v1/chat/completions',
-  '/api/projects/p': '/api/projects/p/openai/v1/chat/completions'
+  '/api/projects/p': '/api/projects/p/openai/v1/chat/completions',
+  '/team/v1': '/team/v1/chat/completions'
 })) {
   t.test(`the v1 API of a base URL that ends in '${path}' is asked at ${expected}`, async t => {
     const { resource, send } = await gateway(t, {}, path)
@@ -481,7 +482,7 @@ t.test('health asks for the models of the resource, with the key', async t => {
     t.strictSame(await provider.health!(), { ok: true })
     t.match(resource.requests[0], { method: 'GET', url, headers: { 'api-key': 'az-key-one' } })
     resource.script(whole('unauthorized.json', 401), reset())
-    t.strictSame(await provider.health!(), { ok: false, detail: 'it answered with status 401.' })
+    t.strictSame(await provider.health!(), { ok: false, detail: 'It answered with status 401.' })
     t.match(await provider.health!(), { ok: false, detail: /the connection broke/ })
   }
 })

@@ -10,7 +10,8 @@ import type { GatewayError } from '../../schemas/errors.ts'
 import type { Answer } from '../../schemas/gateway.ts'
 import type { Provider } from '../../schemas/provider.ts'
 import { usageOf } from '../../schemas/usage.ts'
-import { attemptOf, providerConformance, type Speech, type Started } from '../conformance/provider.ts'
+import { conversationsCross } from '../conformance/conversations.ts'
+import { attemptOf, providerConformance, type Started, type Subject } from '../conformance/provider.ts'
 import { build, hello } from '../helper.ts'
 import {
   bytes,
@@ -18,12 +19,13 @@ import {
   failure,
   json,
   type Received,
-  type ReplyOptions,
   type Script,
   sse,
   startUpstream,
   type Upstream
 } from '../upstream.ts'
+import { claudeError, claudeVendor, message, messageEvents } from './claude.ts'
+import { calling, events, geminiVendor, failure as googleError, saying } from './gemini-vendor.ts'
 
 type Own = Record<string, unknown>
 
@@ -102,96 +104,39 @@ function wholeBody(answer: Answer) {
   return answer.body
 }
 
-// What Gemini says
-
-function spoken(text: string, more: object = {}) {
-  return { content: { role: 'model', parts: [{ text }] }, ...more }
+interface Asked {
+  readonly contents: ReadonlyArray<{ readonly parts: ReadonlyArray<Record<string, object>> }>
 }
 
-function counted({ inputTokens, outputTokens }: Speech) {
-  const counts = { promptTokenCount: inputTokens, candidatesTokenCount: outputTokens }
-  return { usageMetadata: { ...counts, totalTokenCount: inputTokens + outputTokens, trafficType: 'ON_DEMAND' } }
-}
-
-const identity = { modelVersion: gemini, createTime: '2026-11-20T10:00:00.123456Z', responseId: 'VeRtExAA' }
-const reasons = { stop: 'STOP', length: 'MAX_TOKENS' }
-
-function geminiWhole(speech: Speech, options?: ReplyOptions) {
-  const candidates = [spoken(speech.text.join(''), { finishReason: reasons[speech.finish] })]
-  return json({ candidates, ...counted(speech), ...identity }, options)
-}
-
-function geminiEvents(speech: Speech): object[] {
-  const events: object[] = speech.text.map(text => ({ candidates: [spoken(text)], ...identity }))
-  const last = { candidates: [{ finishReason: reasons[speech.finish] }], ...counted(speech), ...identity }
-  return [...events, last]
-}
-
-// What Claude says
-
-const message = { id: 'msg_vrtx_1', type: 'message', role: 'assistant', model: 'claude-sonnet-4-5-20250929' }
-const stops = { stop: 'end_turn', length: 'max_tokens' }
-
-function claudeWhole(speech: Speech, options?: ReplyOptions) {
-  const usage = { input_tokens: speech.inputTokens, output_tokens: speech.outputTokens }
-  const content = [{ type: 'text', text: speech.text.join('') }]
-  return json({ ...message, content, stop_reason: stops[speech.finish], stop_sequence: null, usage }, options)
-}
-
-function event(data: { type: string; [field: string]: unknown }): string {
-  return `event: ${data.type}\ndata: ${JSON.stringify(data)}\n\n`
-}
-
-function claudeBeginning(speech: Speech): string[] {
-  const usage = { input_tokens: speech.inputTokens, output_tokens: 1 }
-  return [
-    event({ type: 'message_start', message: { ...message, content: [], stop_reason: null, usage } }) +
-      event({ type: 'content_block_start', index: 0, content_block: { type: 'text', text: '' } }) +
-      event({ type: 'ping' }),
-    ...speech.text.map(text => event({ type: 'content_block_delta', index: 0, delta: { type: 'text_delta', text } }))
-  ]
-}
-
-function claudeEvents(speech: Speech): string[] {
-  return [
-    ...claudeBeginning(speech),
-    event({ type: 'content_block_stop', index: 0 }),
-    event({
-      type: 'message_delta',
-      delta: { stop_reason: stops[speech.finish], stop_sequence: null },
-      usage: { output_tokens: speech.outputTokens }
-    }),
-    event({ type: 'message_stop' })
-  ]
-}
-
-const statuses: Readonly<Record<number, string>> = {
-  ...{ 400: 'INVALID_ARGUMENT', 401: 'UNAUTHENTICATED', 403: 'PERMISSION_DENIED', 404: 'NOT_FOUND' },
-  ...{ 429: 'RESOURCE_EXHAUSTED', 500: 'INTERNAL', 503: 'UNAVAILABLE' }
-}
-
-/** Google's own errors come from both. */
-function refused(status: number, text: string) {
-  return json({ error: { code: status, message: text, status: statuses[status] ?? 'UNKNOWN' } }, { status })
+/** Vertex AI takes no ids: the first result is that of the first call before it, and so on. */
+function byOrder(body: Asked): object {
+  const contents = body.contents.map((content, turn) => {
+    let calls = 0
+    let results = 0
+    const parts = content.parts.map(({ functionCall, functionResponse, ...part }) => {
+      if (functionCall) return { functionCall: { ...functionCall, id: `${turn}-${calls++}` } }
+      if (functionResponse) return { functionResponse: { ...functionResponse, id: `${turn - 1}-${results++}` } }
+      return part
+    })
+    return { ...content, parts }
+  })
+  return { ...body, contents }
 }
 
 const subjects: Record<string, (google: Upstream, own: Provider) => Started> = {
-  Gemini: (upstream, provider) => ({
-    provider,
-    vendor: {
-      upstream,
-      whole: geminiWhole,
-      stream: (speech, options) => sse(geminiEvents(speech), { done: false, ...options }),
-      refusal: refused,
-      failing: (speech, text) =>
-        sse([...geminiEvents(speech).slice(0, -1), { error: { code: 500, message: text, status: 'INTERNAL' } }], {
-          done: false
-        }),
-      count: totalTokens => json({ totalTokens }),
-      healthy: () => refused(403, 'No.')
+  Gemini: (google, provider) => {
+    const vendor = geminiVendor(google)
+    return {
+      provider,
+      vendor: {
+        ...vendor,
+        models: undefined,
+        healthy: () => said('permission.json', 403),
+        understood: body => vendor.understood!(byOrder(body as Asked))
+      }
     }
-  }),
-  Claude: (upstream, own) => ({
+  },
+  Claude: (google, own) => ({
     // The suite names no model, and here the name decides.
     provider: {
       ...own,
@@ -199,31 +144,27 @@ const subjects: Record<string, (google: Upstream, own: Provider) => Started> = {
       countTokens: (request, signal) => own.countTokens!({ ...request, model: claude }, signal)
     },
     vendor: {
-      upstream,
-      whole: claudeWhole,
-      stream: (speech, options) => sse(claudeEvents(speech), { done: false, ...options }),
+      ...claudeVendor(google),
+      models: undefined,
+      healthy: () => said('permission.json', 403),
+      // Both Anthropic and Google refuse.
       refusal: (status, text) =>
-        status % 2 === 0
-          ? refused(status, text)
-          : json({ type: 'error', error: { type: 'invalid_request_error', message: text } }, { status }),
-      failing: (speech, text) =>
-        sse(
-          [...claudeBeginning(speech), event({ type: 'error', error: { type: 'overloaded_error', message: text } })],
-          { done: false }
-        ),
-      count: input_tokens => json({ input_tokens })
+        status % 2 === 0 ? json(googleError(status, text), { status }) : claudeError(status, text, 'some_error')
     }
   })
 }
 
 for (const [name, started] of Object.entries(subjects)) {
-  providerConformance(t, {
+  const subject: Subject = {
     name: `vertex, ${name}`,
     async start(t) {
       const { google, provider } = await gateway(t)
       return { ...started(google, provider), keys: [] }
     }
-  })
+  }
+  providerConformance(t, subject)
+  // Claude does not read what is elsewhere.
+  conversationsCross(t, { ...subject, model: gemini, images: name === 'Claude' ? 'inline' : 'any' })
 }
 
 // Where it is sent, and how
@@ -232,7 +173,7 @@ const place = '/v1/projects/my-project/locations/europe-west1/publishers'
 
 t.test('Gemini is asked at its publisher, with a token', async t => {
   const { google, send } = await gateway(t, { headers: { Authorization: 'Bearer fixed', 'X-Own': 'kept' } })
-  google.script(said('gemini.json'), sse(geminiEvents(speech), { done: false }))
+  google.script(said('gemini.json'), geminiStream())
   await send({ model: gemini }).answer
   await drained(await send({ model: `publishers/google/models/${gemini}`, stream: true }).answer)
   t.strictSame(
@@ -250,7 +191,7 @@ t.test('Gemini is asked at its publisher, with a token', async t => {
 
 t.test('Claude is asked at its publisher, with its version in the body and no model', async t => {
   const { google, send } = await gateway(t)
-  google.script(said('claude.json'), sse(claudeEvents(speech), { done: false }))
+  google.script(said('claude.json'), claudeStream())
   await send({ model: claude, max_tokens: 5, temperature: 0.5 }).answer
   await drained(await send({ model: `publishers/anthropic/models/${claude}`, stream: true }).answer)
   const [whole, streamed] = google.requests
@@ -312,7 +253,9 @@ t.test('a refused token is the fault of the key, and Google is not asked', async
 
 t.test('a token in the words of Google is not told', async t => {
   const { google, send } = await gateway(t)
-  google.script(refused(400, 'The token ya29.token-1 and the header Bearer eyJh.eyJp.c2ln are odd.'))
+  google.script(
+    json(googleError(400, 'The token ya29.token-1 and the header Bearer eyJh.eyJp.c2ln are odd.'), { status: 400 })
+  )
   const fault = await faultOf(send().answer)
   t.equal(fault.message, 'The token [redacted] and the header Bearer [redacted] are odd.')
 })
@@ -353,7 +296,7 @@ t.test('what is reported adds up', async t => {
 
 t.test('streams report the same', async t => {
   const { google, send } = await gateway(t)
-  google.script(sse(geminiEvents(speech), { done: false }), sse(claudeEvents(speech), { done: false }))
+  google.script(geminiStream(), claudeStream())
   for (const model of [gemini, claude]) {
     const { usage } = await drained(await send({ model, stream: true }).answer)
     t.match(usageOf(usage), { input: 9, output: 5, source: 'reported', mismatch: false }, model)
@@ -457,44 +400,23 @@ t.test('safety settings go to Gemini and not to Claude', async t => {
 // Through the gateway, by the SDK
 
 t.test('the stream helper of the SDK takes both', async t => {
-  const { google, client } = await withClient(t, sse(geminiEvents(speech), { done: false }))
+  const { google, client } = await withClient(t, geminiStream())
   const heard = async (model: string) => await client.chat.completions.stream({ ...hello, model }).finalContent()
-  t.equal(await heard('test'), speech.text.join(''))
-  google.script(sse(claudeEvents(speech), { done: false }))
-  t.equal(await heard('claude'), speech.text.join(''))
+  t.equal(await heard('test'), text)
+  google.script(claudeStream())
+  t.equal(await heard('claude'), text)
 })
 
 t.test('runTools works with both, and their signatures come back', async t => {
-  const signed = {
-    gemini: {
-      candidates: [
-        {
-          content: {
-            role: 'model',
-            parts: [{ functionCall: { name: 'weather', args: { city: 'Zürich' } }, thoughtSignature: 'c2lnbmVk' }]
-          },
-          finishReason: 'STOP'
-        }
-      ],
-      ...counted(speech),
-      ...identity
-    },
-    claude: {
-      ...message,
-      content: [
-        { type: 'thinking', thinking: 'The weather.', signature: 'c2lnbmVk' },
-        { type: 'tool_use', id: 'toolu_vrtx_1', name: 'weather', input: { city: 'Zürich' } }
-      ],
-      stop_reason: 'tool_use',
-      usage: { input_tokens: 9, output_tokens: 5 }
-    }
-  }
+  const call = calling('weather', { city: 'Zürich' }, { thoughtSignature: 'c2lnbmVk' })
+  const thinking = { type: 'thinking', thinking: 'The weather.', signature: 'c2lnbmVk' } as const
+  const use = { type: 'tool_use', id: 'toolu_vrtx_1', name: 'weather', input: '{"city":"Zürich"}' } as const
   for (const [model, first, last] of [
-    ['test', signed.gemini, geminiWhole(speech)],
-    ['claude', signed.claude, claudeWhole(speech)]
+    ['test', saying([call], { finishReason: 'STOP' }), saying([{ text }], { finishReason: 'STOP' })],
+    ['claude', message([thinking, use]), message([{ type: 'text', text }])]
   ] as const) {
     const { google, client } = await withClient(t, said('gemini.json'))
-    google.script(json(first), last)
+    google.script(json(first), json(last))
     const asked: string[] = []
     const runner = client.chat.completions.runTools({
       ...hello,
@@ -514,7 +436,7 @@ t.test('runTools works with both, and their signatures come back', async t => {
         }
       ]
     })
-    t.equal(await runner.finalContent(), speech.text.join(''), model)
+    t.equal(await runner.finalContent(), text, model)
     t.strictSame(asked, ['{"city":"Zürich"}'])
     t.match(google.requests[1]?.rawBody.toString(), /c2lnbmVk.*sunny/s, model)
   }
@@ -545,9 +467,9 @@ t.test('health is a token and an answer of the host', async t => {
   const { google, authority, provider } = await gateway(t, {}, said('permission.json', 403))
   t.strictSame(await provider.health!(), { ok: true }, 'what it refuses here no model needs')
   t.equal(google.requests[0]?.url, '/v1/projects/my-project/locations/europe-west1')
-  google.script(refused(401, 'no'), failure(503), close())
-  t.strictSame(await provider.health!(), { ok: false, detail: 'it answered with status 401.' })
-  t.strictSame(await provider.health!(), { ok: false, detail: 'it answered with status 503.' })
+  google.script(json(googleError(401, 'no'), { status: 401 }), failure(503), close())
+  t.strictSame(await provider.health!(), { ok: false, detail: 'It answered with status 401.' })
+  t.strictSame(await provider.health!(), { ok: false, detail: 'It answered with status 503.' })
   t.match(await provider.health!(), { ok: false, detail: /the connection broke/ })
   const other = await gateway(t)
   other.authority.script(failure(500))
@@ -600,7 +522,16 @@ t.test('a provider that cannot be set up stops the start with one line and no se
   await t.rejects(async () => await vertex(app, { name: 'own' }), /neither a project nor a key/)
 })
 
-const speech: Speech = { text: ['Grüße', ' aus', ' 東京 🙂.'], finish: 'stop', inputTokens: 9, outputTokens: 5 }
+const text = 'Grüße aus 東京 🙂.'
+
+function geminiStream() {
+  const usage = { promptTokenCount: 9, candidatesTokenCount: 5, totalTokenCount: 14, trafficType: 'ON_DEMAND' }
+  return events([saying([{ text }]), saying([{ text: '' }], { finishReason: 'STOP' }, usage)])
+}
+
+function claudeStream() {
+  return sse(messageEvents([{ type: 'text', text }]), { done: false })
+}
 
 async function drained(answer: Answer): Promise<{ chunks: ChatCompletionChunk[]; usage: CompletionUsage | null }> {
   if (!answer.stream) throw new Error('A stream was asked for.')
