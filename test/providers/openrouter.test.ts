@@ -130,10 +130,11 @@ t.test('its attribution headers are plain headers', async t => {
 // Its faults
 
 t.test('an error inside a 200 is an error, at the top and in a choice', async t => {
-  const { server, post } = await front(t, openrouter, replyOf('openrouter/error-at-top'))
-  t.match(await errorOf(await post()), { status: 429, code: 'upstream_rate_limited' })
-  server.script(replyOf('openrouter/error-in-choice'))
+  const { server, post } = await front(t, openrouter, replyOf('openrouter/error-in-choice'))
   t.match(await errorOf(await post()), { status: 502, message: /Provider disconnected mid-stream/ })
+  // The last one: whoever is limited is left alone for a while.
+  server.script(replyOf('openrouter/error-at-top'))
+  t.match(await errorOf(await post()), { status: 429, code: 'upstream_rate_limited' })
 })
 
 t.test('a choice that ended in an error without one is a fault too', async t => {
