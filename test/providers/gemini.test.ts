@@ -42,7 +42,7 @@ const gemini: Subject = {
 
 providerConformance(t, gemini)
 // Its pictures at addresses elsewhere are refused while nothing reads them.
-conversationsCross(t, { ...gemini, refused: 0.3 })
+conversationsCross(t, { ...gemini, refused: 0.2 })
 conversationsCross(t, { ...gemini, name: 'gemini, with nothing that it refuses', images: 'inline', model })
 
 function fixture(name: string) {

@@ -32,6 +32,7 @@ const opening =
 const literal = /[ !#-[\]-\xff]*(?:\\(?:["\\/bfnrt]|u[\da-fA-F]{4})[ !#-[\]-\xff]*)*/y
 const closing = /"\s*\}\s*\](?:\s*,\s*"role"\s*:\s*"model")?\s*\}(?:\s*,\s*"index"\s*:\s*0)?\s*\}\s*\]\s*,\s*/y
 
+const countsKey = '"usageMetadata"'
 const textTail = '"},"logprobs":null,"finish_reason":null}]}\n\n'
 
 /** What has become of one candidate so far. */
@@ -72,10 +73,11 @@ export function geminiReader(headers: Reply['headers'], maxEvent: number, origin
     const to = literal.lastIndex
     closing.lastIndex = to
     if (to === from || !closing.test(data)) return false
-    // What follows the counts is the same in every event; anything else there has to be looked at.
-    if (tail === null || !data.endsWith(tail)) return false
+    // What follows the counts is the same in every event; anything else there has to be looked at. Slices, because V8 is
+    // several times slower in `endsWith` and `startsWith`.
+    if (tail === null || data.slice(data.length - tail.length) !== tail) return false
     const rest = closing.lastIndex
-    if (data.startsWith('"usageMetadata"', rest)) counted = data
+    if (data.slice(rest, rest + countsKey.length) === countsKey) counted = data
     else if (rest !== data.length - tail.length) return false
     out += textHead + data.slice(from, to) + textTail
     first.said = true
@@ -93,7 +95,7 @@ export function geminiReader(headers: Reply['headers'], maxEvent: number, origin
       usage = response.usageMetadata
       counted = null
     }
-    for (const candidate of listOf(response.candidates)) take(candidate)
+    for (const candidate of listOf(response.candidates)) hear(candidate)
     if (response.promptFeedback?.blockReason && choices.size === 0) {
       const choice = choiceAt(0, null)
       choice.ended = { finishReason: 'SAFETY', finishMessage: blockOf(response.promptFeedback) }
@@ -129,7 +131,7 @@ export function geminiReader(headers: Reply['headers'], maxEvent: number, origin
     return choice
   }
 
-  function take(candidate: Candidate): void {
+  function hear(candidate: Candidate): void {
     const parts = partsOf(candidate)
     const choice = choiceAt(candidate.index ?? 0, parts.some(part => part.functionCall) ? null : '')
     let logprobs = logprobsOf(candidate)
@@ -189,18 +191,22 @@ export function geminiReader(headers: Reply['headers'], maxEvent: number, origin
     if (usage !== null) out += `${head}],"usage":${JSON.stringify(usageFrom(usage))}}\n\n`
   }
 
-  function readAll(datas: readonly string[]): void {
-    for (const data of datas) translate(data)
+  function take(datas: readonly string[]): GatewayError | null {
+    try {
+      for (const data of datas) translate(data)
+      return null
+    } catch (error) {
+      return unreadable(error)
+    }
   }
 
   return {
     read(bytes) {
-      const datas = events.read(bytes)
-      const fault = faultOf(() => readAll(datas))
+      const fault = take(events.read(bytes))
       return { frames: frames(), done: fault !== null, fault }
     },
     end() {
-      const fault = faultOf(() => readAll(events.end())) ?? faultOf(finish)
+      const fault = take(events.end()) ?? faultOf(finish)
       const uncounted = faultOf(report)
       return { frames: frames(fault === null), done: true, fault: fault ?? uncounted }
     }
