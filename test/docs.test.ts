@@ -57,6 +57,11 @@ t.test('every plugin and every provider has a page, and every page its subject',
   }
 })
 
+t.test('the page on providers shows the example that test/package.test.ts runs', async t => {
+  for (const name of ['provider.ts', 'provider.test.ts'])
+    t.ok(read('docs/writing-a-provider.md').includes(`\`\`\`ts\n${read(`examples/provider/${name}`)}\`\`\`\n`), name)
+})
+
 t.test('every decision is listed', async t => {
   const files = readdirSync(join(root, 'docs/decisions')).filter(name => name !== 'README.md')
   for (const name of files) t.match(read('docs/decisions/README.md'), `](${name})`)

@@ -231,7 +231,11 @@ t.test('the package', async t => {
     const folder = join(consumer, 'provider')
     for (const name of ['provider.ts', 'provider.test.ts'])
       for (const [, from = ''] of readFileSync(join(folder, name), 'utf8').matchAll(/ from '([^']+)'/g))
-        t.match(from, /^(fastify-model-gateway\/|fastify$|node:test$|\.\/provider\.ts$)/, name)
+        t.match(from, /^(fastify-model-gateway(\/|$)|fastify$|node:|\.\/provider\.ts$)/, name)
+    const [, smallest = ''] =
+      /```ts\n(.*?)```/s.exec(readFileSync(join(root, 'docs/writing-a-provider.md'), 'utf8')) ?? []
+    writeFileSync(join(folder, 'smallest.ts'), smallest)
+    t.equal((await run(folder, 'node', ['smallest.ts'])).stdout, 'HELLO\n', 'the smallest of the page')
     const { code, stdout } = await run(folder, 'node', ['--test', '--test-reporter=tap'])
     t.equal(code, 0, code === 0 ? 'it passes' : stdout)
     t.match(stdout, /^# pass [5-9]\d$/m, 'it runs the suite')

@@ -1,5 +1,7 @@
+import assert from 'node:assert/strict'
 import test, { type TestContext } from 'node:test'
 import Fastify from 'fastify'
+import modelGateway from 'fastify-model-gateway'
 import gateway from 'fastify-model-gateway/plugins/gateway'
 import routing from 'fastify-model-gateway/plugins/routing'
 import {
@@ -11,7 +13,9 @@ import {
   type Subject,
   sse,
   startUpstream,
-  type Turn
+  type Turn,
+  type Upstream,
+  type Vendor
 } from 'fastify-model-gateway/testing'
 import acme from './provider.ts'
 
@@ -29,20 +33,19 @@ const subject: Subject<TestContext> = {
     await app.register(routing)
     await app.register(acme, { name: 'acme', baseUrl: upstream.url, apiKeys: keys })
     await app.ready()
-    const provider = app.gateway.providers.get('acme')!
-    return {
-      provider,
-      keys,
-      vendor: {
-        upstream,
-        says: ['calls'],
-        whole: (speech, options) => json({ said: entriesOf(speech) }, options),
-        stream: (speech, options) => sse(entriesOf(speech), { done: false, ...options }),
-        refusal: (status, text) => json({ problem: text }, { status }),
-        failing: (speech, text) => sse([...entriesOf(speech).slice(0, -1), { problem: text }], { done: false }),
-        understood
-      }
-    }
+    return { provider: app.gateway.providers.get('acme')!, vendor: scripted(upstream), keys }
+  }
+}
+
+function scripted(upstream: Upstream): Vendor {
+  return {
+    upstream,
+    says: ['calls'],
+    whole: (speech, options) => json({ said: entriesOf(speech) }, options),
+    stream: (speech, options) => sse(entriesOf(speech), { done: false, ...options }),
+    refusal: (status, text) => json({ problem: text }, { status }),
+    failing: (speech, text) => sse([...entriesOf(speech).slice(0, -1), { problem: text }], { done: false }),
+    understood
   }
 }
 
@@ -87,4 +90,26 @@ function understood(body: unknown) {
 test('acme', async t => {
   await providerConformance(t, subject)
   await conversationsCross(t, subject)
+})
+
+test('a gateway routes to it', async t => {
+  const upstream = await startUpstream()
+  t.after(() => upstream.close())
+  upstream.script(scripted(upstream).whole({ text: ['Hi.'], finish: 'stop', inputTokens: 2, outputTokens: 1 }))
+
+  const app = Fastify()
+  t.after(() => app.close())
+  await app.register(modelGateway, {
+    store: false,
+    providers: { acme: { type: 'custom' } },
+    models: { fast: { targets: [{ provider: 'acme', model: 'acme-1', price: { input: 1, output: 2 } }] } }
+  })
+  await app.register(acme, { name: 'acme', baseUrl: upstream.url, apiKeys: keys })
+  await app.ready()
+
+  const messages = [{ role: 'user' as const, content: 'Hello' }]
+  const answer = await app.gateway.complete({ model: 'fast', messages }, app.gateway.caller())
+  assert.ok(!answer.stream)
+  assert.equal(answer.body.choices[0]?.message.content, 'Hi.')
+  assert.equal(upstream.requests[0]?.json['engine'], 'acme-1')
 })

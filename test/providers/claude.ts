@@ -119,9 +119,8 @@ export function claudeVendor(upstream: Upstream): Vendor {
   }
 }
 
-/** Without the ping: the suite wants words in the third event. */
 function eventsOf(speech: Speech): string[] {
-  return messageEvents(blocksOf(speech), aroundOf(speech)).toSpliced(1, 1)
+  return messageEvents(blocksOf(speech), aroundOf(speech))
 }
 
 function blocksOf({ thinking, text, calls = [] }: Speech): Said[] {

@@ -1,10 +1,14 @@
 import t from 'tap'
-import { providerConformance } from '../conformance/provider.ts'
+import { conversationsCross } from '../conformance/conversations.ts'
+import { providerConformance, type Subject } from '../conformance/provider.ts'
 import { errorOf, front, replyOf, started } from './openai-wire.ts'
 
 const litellm = { type: 'openai-compatible', vendor: 'litellm' } as const
 
-providerConformance(t, { name: 'openai-compatible for LiteLLM', start: t => started(t, litellm) })
+const subject: Subject = { name: 'openai-compatible for LiteLLM', start: t => started(t, litellm) }
+
+providerConformance(t, subject)
+conversationsCross(t, subject)
 
 t.test('a context that is too long has the code of OpenAI', async t => {
   const { post } = await front(t, litellm, replyOf('litellm/too-long'))

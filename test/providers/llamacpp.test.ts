@@ -7,13 +7,21 @@ import llamacpp from '../../providers/llamacpp.ts'
 import type { ChatRequest, CompletionUsage } from '../../schemas/chat.ts'
 import type { Provider } from '../../schemas/provider.ts'
 import { inputOf, outputOf, usageOf } from '../../schemas/usage.ts'
-import { providerConformance } from '../conformance/provider.ts'
+import { conversationsCross } from '../conformance/conversations.ts'
+import { providerConformance, type Subject } from '../conformance/provider.ts'
 import { hello } from '../helper.ts'
 import { host } from '../plugins/kernel.ts'
 import { bytes, chunks, completion, json, type Received, type Reply, silence, sse, startUpstream } from '../upstream.ts'
 import { errorOf, eventsOf, fixture, front, replyOf, started } from './openai-wire.ts'
 
-providerConformance(t, { name: 'llamacpp', start: t => started(t, { type: 'llamacpp' }) })
+const subject: Subject = {
+  name: 'llamacpp',
+  start: t => started(t, { type: 'llamacpp' }, {}, { count: input_tokens => json({ input_tokens }) })
+}
+
+providerConformance(t, subject)
+conversationsCross(t, { ...subject, refused: 0.5 })
+conversationsCross(t, { ...subject, name: 'llamacpp, with nothing that it refuses', images: 'inline', files: false })
 
 const llama = { type: 'llamacpp' }
 const tools = [{ type: 'function', function: { name: 'weather', parameters: { type: 'object' } } }]

@@ -1,16 +1,21 @@
 import t from 'tap'
 import { withinLimits } from '../../providers/wires/openai/limits.ts'
 import type { ChatRequest } from '../../schemas/chat.ts'
-import { providerConformance } from '../conformance/provider.ts'
+import { conversationsCross } from '../conformance/conversations.ts'
+import { providerConformance, type Subject } from '../conformance/provider.ts'
 import { hello } from '../helper.ts'
 import { errorOf, eventsOf, fixture, front, replyOf, started } from './openai-wire.ts'
 
 const ollama = { type: 'openai-compatible', vendor: 'ollama' } as const
 
-providerConformance(t, {
+const subject: Subject = {
   name: 'openai-compatible for Ollama',
   start: t => started(t, ollama, { chunk: () => ({ system_fingerprint: 'fp_ollama' }) })
-})
+}
+
+providerConformance(t, subject)
+conversationsCross(t, { ...subject, refused: 0.5 })
+conversationsCross(t, { ...subject, name: 'Ollama, with nothing that it refuses', images: 'inline', files: false })
 
 const tools = [{ type: 'function', function: { name: 'weather' } }]
 

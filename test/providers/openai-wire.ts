@@ -1,20 +1,9 @@
 import { readFileSync } from 'node:fs'
 import type { Test } from 'tap'
 import type { ModelGatewayOptions } from '../../app.ts'
-import type { Started, Vendor } from '../conformance/provider.ts'
+import { type Manner, openaiVendor, type Started, type Vendor } from '../conformance/provider.ts'
 import { build, hello, towards } from '../helper.ts'
-import {
-  type Chunk,
-  chunks,
-  completion,
-  failure,
-  json,
-  type Reply,
-  type ReplyOptions,
-  type Script,
-  sse,
-  startUpstream
-} from '../upstream.ts'
+import { failure, json, type Reply, type ReplyOptions, type Script, sse, startUpstream } from '../upstream.ts'
 
 // What the tests of vendors that speak OpenAI's wire share.
 
@@ -45,49 +34,25 @@ export function eventsOf(events: ReadonlyArray<string | object>): string[] {
   return events.map(event => (typeof event === 'string' ? `${event}\n\n` : `data: ${JSON.stringify(event)}\n\n`))
 }
 
-/** What a vendor's answers have besides OpenAI's own fields. */
-export interface Manner {
-  readonly usage?: object
-  readonly comments?: readonly string[]
-  /** Replaces or adds fields of every chunk. */
-  readonly chunk?: (chunk: Chunk) => object
-}
-
-/** How a vendor says things on OpenAI's wire. */
-export function vendorOn(upstream: Vendor['upstream'], manner: Manner = {}): Vendor {
-  const usage = (input: number, output: number) => ({
-    prompt_tokens: input,
-    completion_tokens: output,
-    total_tokens: input + output,
-    ...manner.usage
-  })
-  const dressed = (all: readonly Chunk[]) => [
-    ...(manner.comments ?? []).map(comment => `: ${comment}\n\n`),
-    ...all.map(chunk => ({ ...chunk, ...manner.chunk?.(chunk) }))
-  ]
-  return {
-    upstream,
-    whole: ({ text, finish, inputTokens, outputTokens }, options) =>
-      json(
-        completion({ content: text.join(''), finish_reason: finish, usage: usage(inputTokens, outputTokens) }),
-        options
-      ),
-    stream: ({ text, finish, inputTokens, outputTokens }, options) =>
-      sse(dressed(chunks(text, { finish_reason: finish, usage: usage(inputTokens, outputTokens) })), options),
-    refusal: (status, message) => failure(status, { message, code: status }),
-    failing: ({ text }, message) =>
-      sse([...dressed(chunks(text, { finish_reason: null })), { error: { message, code: 502 } }], { done: false })
-  }
-}
-
-/** A provider of a gateway before a scripted upstream, for the conformance suite. */
-export async function started(t: Test, options: Record<string, unknown>, manner?: Manner): Promise<Started> {
+/** A provider of a gateway before a scripted upstream, for the suites; `own`: what its vendor says in another way. */
+export async function started(
+  t: Test,
+  options: Record<string, unknown>,
+  manner?: Manner,
+  own: Partial<Vendor> = {}
+): Promise<Started> {
   const upstream = await startUpstream()
   t.teardown(() => upstream.close())
-  const own = { baseUrl: upstream.url, apiKeys: ['sk-one'], ...options } as ProviderOptions
-  const app = await build(t, { providers: { own } })
+  const keys = ['sk-first-key-of-two', 'pk-other-key-of-two']
+  const provider = { baseUrl: upstream.url, apiKeys: keys, ...options } as ProviderOptions
+  const app = await build(t, { providers: { own: provider } })
   await app.ready()
-  return { vendor: vendorOn(upstream, manner), provider: app.gateway.providers.get('own')! }
+  const vendor: Vendor = {
+    ...openaiVendor(upstream, manner),
+    refusal: (status, message) => failure(status, { message, code: status }),
+    ...own
+  }
+  return { vendor, provider: app.gateway.providers.get('own')!, keys }
 }
 
 /** A gateway that listens before a scripted upstream, with one alias for one provider. */

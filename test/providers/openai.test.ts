@@ -1,10 +1,14 @@
 import t from 'tap'
 import type { Provider } from '../../schemas/provider.ts'
-import { providerConformance } from '../conformance/provider.ts'
+import { conversationsCross } from '../conformance/conversations.ts'
+import { providerConformance, type Subject } from '../conformance/provider.ts'
 import { bytes, failure, flood, sse } from '../upstream.ts'
 import { errorOf, eventsOf, fixture, front, replyOf, started } from './openai-wire.ts'
 
-providerConformance(t, { name: 'openai', start: t => started(t, { type: 'openai' }) })
+const subject: Subject = { name: 'openai', start: t => started(t, { type: 'openai' }) }
+
+providerConformance(t, subject)
+conversationsCross(t, subject)
 
 const openai = { type: 'openai' }
 

@@ -3,7 +3,8 @@ import pricing from '../../plugins/pricing/index.ts'
 import openaiCompatible, { type OpenAICompatibleOptions } from '../../providers/openai-compatible.ts'
 import type { CompletionUsage } from '../../schemas/chat.ts'
 import { inputOf, outputOf, usageOf } from '../../schemas/usage.ts'
-import { providerConformance } from '../conformance/provider.ts'
+import { conversationsCross } from '../conformance/conversations.ts'
+import { providerConformance, type Subject } from '../conformance/provider.ts'
 import { host } from '../plugins/kernel.ts'
 import { chunks, json, sse, startUpstream } from '../upstream.ts'
 import { errorOf, eventsOf, fixture, front, replyOf, started } from './openai-wire.ts'
@@ -13,10 +14,13 @@ const manner = {
   comments: ['OPENROUTER PROCESSING'],
   chunk: () => ({ provider: 'Anthropic' })
 }
-providerConformance(t, {
+const subject: Subject = {
   name: 'openai-compatible for OpenRouter',
   start: t => started(t, { type: 'openai-compatible', vendor: 'openrouter' }, manner)
-})
+}
+
+providerConformance(t, subject)
+conversationsCross(t, subject)
 
 const openrouter = { type: 'openai-compatible', vendor: 'openrouter' }
 

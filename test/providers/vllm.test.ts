@@ -1,17 +1,21 @@
 import t from 'tap'
-import { providerConformance } from '../conformance/provider.ts'
+import { conversationsCross } from '../conformance/conversations.ts'
+import { providerConformance, type Subject } from '../conformance/provider.ts'
 import { chunks, json, sse } from '../upstream.ts'
 import { errorOf, eventsOf, fixture, front, replyOf, started } from './openai-wire.ts'
 
 const vllm = { type: 'openai-compatible', vendor: 'vllm' } as const
 
-providerConformance(t, {
+const subject: Subject = {
   name: 'openai-compatible for vLLM',
   start: t =>
     started(t, vllm, {
       chunk: ({ choices }) => ({ choices: choices.map(choice => ({ ...choice, stop_reason: null })) })
     })
-})
+}
+
+providerConformance(t, subject)
+conversationsCross(t, subject)
 
 const tools = [{ type: 'function', function: { name: 'weather' } }]
 
