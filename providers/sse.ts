@@ -247,7 +247,7 @@ export class EventFrames implements Frames {
   }
 
   get hasToken(): boolean {
-    if (spoken.test(this.raw.toString('latin1', 0, Math.min(this.raw.length, 1_024)))) return true
+    if (spoken.test(this.#text().slice(0, 1_024))) return true
     for (const chunk of this) if (isToken(chunk)) return true
     return false
   }
