@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict'
 import { isGatewayError } from '../schemas/errors.ts'
-import type { Provider } from '../schemas/provider.ts'
+import type { Attempt, Provider } from '../schemas/provider.ts'
 import { attemptOf } from './attempt.ts'
 import { type ConversationOptions, conversation } from './conversations.ts'
-import { heardIn, lossBetween } from './heard.ts'
+import { type Heard, heardIn, lossBetween } from './heard.ts'
 import type { Subject, Test, Vendor } from './vendor.ts'
 
 /** How many conversations every provider is asked. */
@@ -56,12 +56,13 @@ export async function crossings(
   for (let seed = 1; seed <= count; seed++) {
     const request = conversation(seed, options)
     const before = upstream.requests.length
+    const attempt = attemptOf(provider, { request })
     try {
-      await provider.send(attemptOf(provider, { request }))
+      await provider.send(attempt)
       const arrived = upstream.requests.slice(before)
       const why =
         arrived.length === 1
-          ? lossBetween(heardIn(request), vendor.understood(arrived[0]!.json))
+          ? lossBetween(heardIn(request), asWarned(vendor.understood(arrived[0]!.json), attempt))
           : `${arrived.length} requests arrived`
       if (why !== null) lost.push({ seed, why })
     } catch (error) {
@@ -72,4 +73,9 @@ export async function crossings(
     }
   }
   return { lost, refused }
+}
+
+/** A vendor that cannot be made to call a tool may be asked for it in vain, if the client is told. */
+function asWarned(heard: Heard, { inference }: Attempt): Heard {
+  return inference.facts.warnings.length === 0 ? heard : { ...heard, choice: undefined }
 }
