@@ -50,6 +50,7 @@ const firstVerdict = 2_000
 
 export function createConnection({ url, timeout, prefix, log }: ConnectionOptions): Connection {
   const secrets = secretsOf(url)
+  let closed = false
   const redis = new Redis(url, {
     lazyConnect: true,
     enableOfflineQueue: false,
@@ -60,7 +61,7 @@ export function createConnection({ url, timeout, prefix, log }: ConnectionOption
     protocol: 2,
     // After a failover: this is not the server to write to any more.
     reconnectOnError: error => error.message.startsWith('READONLY'),
-    retryStrategy: times => Math.min(200 * times, 1_000)
+    retryStrategy: times => (closed ? null : Math.min(200 * times, 1_000))
   })
   const hashes = new WeakMap<Script, string>()
   const listeners: Array<(down: string | null) => void> = []
@@ -73,7 +74,6 @@ export function createConnection({ url, timeout, prefix, log }: ConnectionOption
   let silent = 0
   let timer: NodeJS.Timeout | null = null
   let verdict: (() => void) | null = null
-  let closed = false
 
   redis.on('error', error => {
     lastError = clean(error)
@@ -123,7 +123,8 @@ export function createConnection({ url, timeout, prefix, log }: ConnectionOption
       if (ready) rise()
     } catch (error) {
       fall(clean(error))
-      if (++silent % probesToReconnect === 0) redis.disconnect(true)
+      // A connection that was closed meanwhile would be opened again, and keep the process alive.
+      if (!closed && ++silent % probesToReconnect === 0) redis.disconnect(true)
     } finally {
       probing = false
     }
