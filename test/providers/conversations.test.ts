@@ -3,13 +3,7 @@ import t, { type Test } from 'tap'
 import { ChatRequest, type ContentPart, type Message } from '../../schemas/chat.ts'
 import { detail, InvalidRequest } from '../../schemas/errors.ts'
 import type { Attempt, Provider } from '../../schemas/provider.ts'
-import {
-  CONVERSATIONS,
-  conversation,
-  crossings,
-  type Item,
-  lossBetween
-} from '../conformance/conversations.ts'
+import { CONVERSATIONS, conversation, crossings, type Item, lossBetween } from '../conformance/conversations.ts'
 import { openaiVendor } from '../conformance/provider.ts'
 import { build, towards } from '../helper.ts'
 import { startUpstream } from '../upstream.ts'
