@@ -8,7 +8,7 @@ export interface RoutingTable<Model = unknown> {
   readonly defaultModel?: string
   /** Which alias a request's `task` means. */
   readonly tasks?: Readonly<Record<string, string>>
-  /** Of the configuration as it is written, before secrets are put in: SHA-256 in hex. */
+  /** Of the configuration as it is written, without secrets: SHA-256 in hex. */
   readonly hash?: string
   /** Paths of the configuration that differ too, and only count after a restart. */
   readonly restart?: readonly string[]
@@ -27,11 +27,12 @@ export interface Reloaded {
   readonly changes: readonly Change[]
   /** Paths of the configuration that differ too, and only count after a restart. */
   readonly restart: readonly string[]
-  /** Of the new configuration; null where nobody computed one. */
+  /** Of the new configuration, and of the one before; null where nobody computed one. */
   readonly hash: string | null
+  readonly before: string | null
   /** False for a dry run, and where nothing differs. */
   readonly applied: boolean
 }
 
-/** Reads the table again and puts it in place of the present one; calls in progress keep theirs. @throws what is wrong with it */
+/** Reads the table again and puts it in place of the present one; calls in progress keep theirs. @throws ConfigError and what reading throws: nothing changes */
 export type Reload = (options?: { dryRun?: boolean }) => Promise<Reloaded>

@@ -1,5 +1,6 @@
 import { isDeepStrictEqual } from 'node:util'
 import type { Log } from '../../schemas/gateway.ts'
+import { shortHash } from '../../schemas/hash.ts'
 import type { Change, Reload, RoutingTable } from '../../schemas/routing.ts'
 import type { ModelOptions } from './index.ts'
 import type { Models } from './models.ts'
@@ -10,7 +11,7 @@ type Table = RoutingTable<ModelOptions>
 export function createReload(
   source: () => Promise<Table>,
   first: Table,
-  models: Pick<Models, 'replace'>,
+  models: Pick<Models, 'replace' | 'check'>,
   log: Log
 ): Reload {
   let current = first
@@ -19,16 +20,21 @@ export function createReload(
 
   async function reload(dryRun: boolean) {
     const next = await source()
+    models.check(next)
     const changes = changesBetween(current, next)
-    const applied = !dryRun && changes.length > 0
+    const restart = next.restart ?? []
+    const before = current.hash ?? null
+    const hash = next.hash ?? null
+    // What only is written otherwise has another hash too, and it is the one of the file.
+    const applied = !dryRun && (changes.length > 0 || hash !== before)
     if (applied) {
       models.replace(next)
       current = next
-      log.info({ changes: changes.map(({ path }) => path), hash: next.hash }, 'the routing table has changed')
+      const config = hash === null ? null : shortHash(hash)
+      log.info({ changes: changes.map(({ path }) => path), config }, 'the routing table has changed')
     }
-    const restart = next.restart ?? []
     if (!dryRun && restart.length > 0) log.warn({ restart }, 'parts of the configuration only change with a restart')
-    return { changes, restart, hash: next.hash ?? null, applied }
+    return { changes, restart, hash, before, applied }
   }
 
   return ({ dryRun = false } = {}) => {
