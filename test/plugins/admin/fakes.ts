@@ -90,6 +90,7 @@ export function record(id: string, own: Partial<LedgerRecord> = {}): LedgerRecor
     traceId: null,
     user: null,
     tags: null,
+    config: '0123456789ab',
     attempts: [
       {
         number: 1,
