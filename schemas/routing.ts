@@ -27,12 +27,14 @@ export interface Reloaded {
   readonly changes: readonly Change[]
   /** Paths of the configuration that differ too, and only count after a restart. */
   readonly restart: readonly string[]
-  /** Of the new configuration, and of the one before; null where nobody computed one. */
+  /** Of the new configuration; null where nobody computed one. */
   readonly hash: string | null
-  readonly before: string | null
   /** False for a dry run, and where nothing differs. */
   readonly applied: boolean
 }
 
-/** Reads the table again and puts it in place of the present one; calls in progress keep theirs. @throws ConfigError and what reading throws: nothing changes */
-export type Reload = (options?: { dryRun?: boolean }) => Promise<Reloaded>
+/**
+ * Reads the table again and puts it in place of the present one; calls in progress keep theirs. `actor` stands in the audit.
+ * @throws ConfigError and what reading throws: nothing changes
+ */
+export type Reload = (options?: { dryRun?: boolean; actor?: string }) => Promise<Reloaded>
