@@ -161,7 +161,12 @@ async function start(configuration: Configuration, read: () => Promise<Configura
 
   // Whoever asks before everything is there does not ask in vain, and does not end the process.
   const { promise: started, resolve: serves } = Promise.withResolvers<void>()
-  process.on('SIGHUP', () => void started.then(() => reload(app, log)))
+  const attended = hasTerminal()
+  process.on('SIGHUP', () => {
+    // The terminal was closed: nobody is left who could end it.
+    if (attended && !hasTerminal()) process.kill(process.pid, 'SIGTERM')
+    else void started.then(() => reload(app, log))
+  })
 
   try {
     const source = sourceOf(configuration, read)
@@ -197,6 +202,16 @@ function sourceOf(running: Configuration, read: () => Promise<Configuration>) {
     } catch (error) {
       throw error instanceof StartError ? new ConfigError([error.message]) : error
     }
+  }
+}
+
+/** Whether somebody has started this at a terminal that is still there. */
+function hasTerminal(): boolean {
+  try {
+    closeSync(openSync('/dev/tty', 'r'))
+    return true
+  } catch {
+    return false
   }
 }
 

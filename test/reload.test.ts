@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process'
-import { renameSync, rmSync, writeFileSync } from 'node:fs'
+import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import OpenAI from 'openai'
 import t, { type Test } from 'tap'
@@ -293,6 +293,47 @@ t.test('.env is read again too', async t => {
   t.notMatch(gateway.said.stdout, 'sk-secret')
   await gateway.stop()
 })
+
+t.test(
+  'on a terminal',
+  { skip: spawnSync('script', ['--version']).error ? 'script(1) is not here' : false },
+  async t => {
+    const command: [string, ...string[]] = ['script', '-qec', `exec '${process.execPath}' '${server}'`, '/dev/null']
+    const begin = async (t: Test) => {
+      const gateway = run(t, { command, files: { 'gateway.yaml': { ...base, log: { destination: 'gateway.log' } } } })
+      const url = await gateway.url()
+      const log = () => readFileSync(join(gateway.folder, 'gateway.log'), 'utf8')
+      const pid = Number(spawnSync('pgrep', ['-P', String(gateway.child.pid)], { encoding: 'utf8' }).stdout)
+      t.ok(pid > 0)
+      t.teardown(() => isAlive(pid) && process.kill(pid, 'SIGKILL'))
+      return { ...gateway, url, log, pid }
+    }
+
+    t.test('SIGHUP reads the configuration again too', async t => {
+      const gateway = await begin(t)
+      writeFileSync(join(gateway.folder, 'gateway.yaml'), JSON.stringify({ ...base, models: { more: to('echo') } }))
+      process.kill(gateway.pid, 'SIGHUP')
+      while (!gateway.log().includes(applied)) await new Promise(resolve => setTimeout(resolve, 20))
+      t.ok(isAlive(gateway.pid))
+    })
+
+    t.test('that is closed it ends, as nobody could end it any more', async t => {
+      const gateway = await begin(t)
+      gateway.child.kill('SIGKILL')
+      while (isAlive(gateway.pid)) await new Promise(resolve => setTimeout(resolve, 20))
+      t.match(gateway.log(), '"closing"')
+      t.notMatch(gateway.log(), same)
+    })
+  }
+)
+
+function isAlive(pid: number): boolean {
+  try {
+    return process.kill(pid, 0)
+  } catch {
+    return false
+  }
+}
 
 t.test('SIGHUP while it shuts down neither ends it at once nor holds it up', async t => {
   const gateway = await start(t, { ...base, providers: { echo: { type: 'echo', words: 20, interval: '40ms' } } })
