@@ -1,9 +1,10 @@
 import { spawnSync } from 'node:child_process'
 import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import Fastify from 'fastify'
 import OpenAI from 'openai'
 import t, { type Test } from 'tap'
-import { readConfig } from '../app.ts'
+import modelGateway, { type ModelGatewayOptions, readConfig } from '../app.ts'
 import { call, run, server } from './server-process.ts'
 import { startUpstream } from './upstream.ts'
 
@@ -14,7 +15,7 @@ t.jobs = 3
 const adminToken = 'the-token-of-the-operator'
 const price = { input: 0, output: 0 }
 const to = (model: string, provider = 'echo') => ({ retries: 0, targets: [{ provider, model, price }] })
-const base = { providers: { echo: { type: 'echo', words: 3 } }, models: { chat: to('echo') } }
+const base = { providers: { echo: { type: 'echo' as const, words: 3 } }, models: { chat: to('echo') } }
 
 /** A server with a configuration that a test writes anew. */
 async function start(t: Test, config: object = base, env: Record<string, string> = {}) {
@@ -355,4 +356,29 @@ t.test('SIGHUP while it shuts down neither ends it at once nor holds it up', asy
   t.ok(words >= 18, `${words} words`)
   t.equal(await gateway.ended, 0)
   t.notMatch(gateway.said.stdout, applied)
+})
+
+t.test('an embedder has the hash too, and changes the table by itself', async t => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  const options = { store: 'sqlite::memory:', ...base, plugins: { auth: { adminToken } } } satisfies ModelGatewayOptions
+  await app.register(modelGateway, { prefix: '/llm', ...options })
+  await app.ready()
+  const shown = async () => (await app.inject('/llm/health')).json().config
+  const headers = { authorization: `Bearer ${adminToken}` }
+  t.equal(await shown(), readConfig(options).hash.slice(0, 12))
+  t.equal((await app.inject({ method: 'POST', url: '/llm/api/routing/reload', headers })).statusCode, 409)
+
+  const { settings, hash } = readConfig({ ...options, models: { more: { ...to('echo'), timeouts: { total: '5s' } } } })
+  app.gateway.models.replace({ ...settings, hash })
+  t.equal(await shown(), hash.slice(0, 12))
+  const messages = [{ role: 'user' as const, content: 'Hello' }]
+  await app.gateway.complete({ model: 'more', messages }, app.gateway.caller())
+  await t.rejects(app.gateway.complete({ model: 'chat', messages }, app.gateway.caller()), { code: 'GATEWAY_MODEL_NOT_FOUND' })
+  const { data } = (await app.inject({ url: '/llm/api/records', headers })).json()
+  t.match(data, [{ model: 'more', config_hash: hash.slice(0, 12) }])
+
+  const broken = { ...base.models, a: { ...to('echo'), fallbacks: ['a'] } }
+  t.throws(() => app.gateway.models.replace({ models: broken }), { code: 'GATEWAY_INVALID_CONFIG' })
+  t.equal(await shown(), hash.slice(0, 12), 'nothing has changed')
 })
