@@ -46,8 +46,12 @@ async function main(): Promise<void> {
   Object.assign(process.env, environmentNow(given))
   const named = flags.config ?? (process.env['GATEWAY_CONFIG'] || undefined)
   const file = named ?? 'gateway.yaml'
-  const needed = named !== undefined || existsSync(file)
-  const read = async () => readConfig(await readFile(file, needed), environmentNow(given))
+  let needed = named !== undefined
+  const read = async () => {
+    // One that has been there once has to be there.
+    needed ||= existsSync(file)
+    return readConfig(await readFile(file, needed), environmentNow(given))
+  }
   const configuration = await read()
   const { settings, notes, hash } = configuration
   if (flags.verify) return verify(settings)

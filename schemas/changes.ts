@@ -29,7 +29,7 @@ function checkNames(running: Settings, { providers, models, tasks, defaultModel 
   // A provider that is off in the file is left out now as it is at a start.
   const waits = (name: string) => providers[name]?.enabled === true && !runs(name)
   const direct = running.routing.passThrough || Object.keys(models).length === 0
-  const allowed = `a provider that runs; one that is new, or has been switched on, needs a restart`
+  const allowed = 'a provider that runs; one that is new, or has been switched on, needs a restart'
 
   for (const [alias, { targets }] of Object.entries(models)) {
     for (const [index, { provider }] of targets.entries()) {

@@ -6,7 +6,7 @@ import type { Provider } from '../schemas/provider.ts'
 import { build, hello } from './helper.ts'
 import { completion } from './plugins/kernel.ts'
 
-// Active probes in the whole app, with a provider that somebody wrote and an upstream that goes and comes back.
+// Active probes in the whole app, with an upstream that goes and comes back.
 
 interface Upstream {
   /** What it does when it is asked for an answer, or for its health; `deaf`: its provider does not care for signals. */
@@ -17,14 +17,19 @@ interface Upstream {
   dropped: number
 }
 
-async function start(t: Test, probes: { interval: string; timeout: string } | false) {
+type Probes = { interval: string; timeout: string } | false
+
+async function start(t: Test, probes: Probes, type: 'custom' | 'openai-compatible' | 'llamacpp' = 'custom') {
   const upstream: Upstream = { state: 'well', calls: 0, probes: 0, dropped: 0 }
   const answer = (response: ServerResponse) => {
     if (upstream.state === 'silent') response.on('close', () => upstream.dropped++)
-    else response.writeHead(upstream.state === 'well' ? 200 : 500).end()
+    else {
+      response.writeHead(upstream.state === 'well' ? 200 : 500, { 'content-type': 'application/json' })
+      response.end(JSON.stringify({ ...completion('hello'), data: [], status: 'ok' }))
+    }
   }
   const server = createServer((request, response) => {
-    if (request.url === '/health') upstream.probes++
+    if (request.method === 'GET') upstream.probes++
     else upstream.calls++
     answer(response)
   })
@@ -39,7 +44,7 @@ async function start(t: Test, probes: { interval: string; timeout: string } | fa
     capabilities: { dialects: [] },
     price: { input: 0, output: 0 },
     async send({ signal }) {
-      const { ok } = await fetch(`${url}/answer`, { signal })
+      const { ok } = await fetch(`${url}/answer`, { method: 'POST', signal })
       if (!ok) throw new UpstreamError('it is broken.')
       return { stream: false, raw: null, body: completion('hello') }
     },
@@ -53,11 +58,11 @@ async function start(t: Test, probes: { interval: string; timeout: string } | fa
     }
   }
   const app = await build(t, {
-    providers: { mine: { type: 'custom' } },
+    providers: { mine: type === 'custom' ? { type } : { type, baseUrl: url } },
     models: { test: { retries: 0, targets: [{ provider: 'mine', model: 'm' }] } },
     routing: { breaker: { failures: 2, openFor: '1m' }, probes }
   })
-  app.gateway.providers.register(mine)
+  if (type === 'custom') app.gateway.providers.register(mine)
   await app.ready()
   const call = async () =>
     (await app.inject({ method: 'POST', url: '/v1/chat/completions', payload: hello })).statusCode
@@ -91,6 +96,18 @@ t.test('a target that is well again is found by its probe, long before a call wo
   for (let turn = 0; turn < 50; turn++) await call()
   t.equal(upstream.probes, probes, 'whoever answers is left in peace')
 })
+
+for (const type of ['openai-compatible', 'llamacpp'] as const) {
+  t.test(`${type} says by itself how its upstream is`, async t => {
+    const { upstream, call, targets, until, breaking } = await start(t, { interval: '10ms', timeout: '1s' }, type)
+    await breaking()
+    await until(() => upstream.probes >= 2)
+    t.match(await targets(), { down: ['mine/m'] })
+    upstream.state = 'well'
+    await until(async () => (await targets()).up.length === 1)
+    t.equal(await call(), 200)
+  })
+}
 
 t.test('a probe without an answer ends after its time, and the next one goes out', async t => {
   const { upstream, targets, until, breaking } = await start(t, { interval: '10ms', timeout: '50ms' })

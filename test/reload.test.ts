@@ -211,6 +211,9 @@ t.test('a server without a file reads one that has come since', async t => {
   gateway.child.kill('SIGHUP')
   await gateway.until(/the routing table has changed/)
   t.match(JSON.parse((await call(`${url}/v1/models`)).body).data, [{ id: 'chat' }])
+  rmSync(join(gateway.folder, 'gateway.yaml'))
+  gateway.child.kill('SIGHUP')
+  await gateway.until(/gateway\.yaml cannot be read: ENOENT/)
   t.notMatch(gateway.said.stdout, /"restart":/, 'neither the made-up admin token nor anything else waits')
   t.equal(await gateway.stop(), 0)
 })
@@ -374,7 +377,9 @@ t.test('an embedder has the hash too, and changes the table by itself', async t 
   t.equal(await shown(), hash.slice(0, 12))
   const messages = [{ role: 'user' as const, content: 'Hello' }]
   await app.gateway.complete({ model: 'more', messages }, app.gateway.caller())
-  await t.rejects(app.gateway.complete({ model: 'chat', messages }, app.gateway.caller()), { code: 'GATEWAY_MODEL_NOT_FOUND' })
+  await t.rejects(app.gateway.complete({ model: 'chat', messages }, app.gateway.caller()), {
+    code: 'GATEWAY_MODEL_NOT_FOUND'
+  })
   const { data } = (await app.inject({ url: '/llm/api/records', headers })).json()
   t.match(data, [{ model: 'more', config_hash: hash.slice(0, 12) }])
 

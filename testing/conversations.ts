@@ -7,7 +7,7 @@ export interface ConversationOptions {
   readonly images?: 'none' | 'inline' | 'any'
   /** PDF files, as data URLs. Default true. */
   readonly files?: boolean
-  /** Default `m`. */
+  /** The model that is asked for. Default `m`. */
   readonly model?: string
 }
 

@@ -11,6 +11,8 @@ export interface Test<T> {
 /** A provider to be tested. `T` is what the runner hands to a test, for closing what was opened. */
 export interface Subject<T> {
   readonly name: string
+  /** The model that is asked for. Default `m`. */
+  readonly model?: string
   /** A provider of its own for each test, closed with it. */
   start(t: T): Promise<Started>
 }

@@ -47,7 +47,8 @@ export const wireDemands: readonly Demand[] = [
 
   ofVendors('a stream is handed on while the model still speaks', async (provider, vendor) => {
     const more = gate()
-    vendor.upstream.script(vendor.stream(speech, { interval: index => (index > 2 ? more.promise : turn()) }))
+    const half = (await piecesOf(vendor.stream(speech))).length / 2
+    vendor.upstream.script(vendor.stream(speech, { interval: index => (index > half ? more.promise : turn()) }))
     const frames = await open(provider)
     let heard = ''
     while (heard === '') heard = outcomeOfChunks([...(await frames.next()).value!]).text

@@ -27,8 +27,8 @@ export interface Admin {
 const never = new AbortController().signal
 
 /**
- * Tenants, keys, records, budget, counters, audit, targets and the routing table for the administrator. Routes whose plugin is off do not exist, and
- * without authentication none does: there is no telling who the administrator is.
+ * Tenants, keys, records, budget, counters, audit, targets and the routing table for the administrator. Routes whose plugin
+ * is off do not exist, and without authentication none does: there is no telling who the administrator is.
  */
 async function admin(app: FastifyInstance, options: AdminOptions): Promise<void> {
   const { gateway } = app
