@@ -178,12 +178,12 @@ async function start(configuration: Configuration, read: () => Promise<Configura
     await app.register(modelGateway, { standalone })
     const url = await app.listen({ host: server.host, port: server.port })
     log.info({ url, config: shortHash(hash) }, 'listening')
+    serves()
     for (const note of notes) log.warn(note)
     const banner = await bannerFor(app, url, token)
     // Where stdout is not read by a person it carries log lines, one JSON object each, and nothing else.
     if (terminal) process.stdout.write(banner)
     else process.stderr.write(banner)
-    serves()
   } catch (error) {
     grace.uninstall()
     await app.close()
