@@ -29,8 +29,10 @@ import llamacpp from './providers/llamacpp.ts'
 import openai from './providers/openai.ts'
 import openaiCompatible from './providers/openai-compatible.ts'
 import vertex from './providers/vertex/index.ts'
-import { type Config, readConfig, type Settings } from './schemas/config.ts'
+import { type Config, type Configuration, readConfig, type Settings } from './schemas/config.ts'
 import type { Log } from './schemas/gateway.ts'
+import type { ModelSettings } from './schemas/model-options.ts'
+import type { RoutingTable } from './schemas/routing.ts'
 import type { Verification } from './schemas/store.ts'
 
 /** The configuration of docs/configuration.md, and where the gateway goes in its host. */
@@ -46,20 +48,28 @@ export type ModelGatewayOptions = Config & {
 /** A server that has read its configuration already and has no hooks of its own. */
 export interface Standalone {
   settings: Settings
+  /** Of the configuration, see readConfig. */
+  hash?: string
+  /** Reads the routing table again, for a change without a restart. @throws ConfigError */
+  source?: () => Promise<RoutingTable<ModelSettings>>
   log: Log
   /** The admin token was made up, not set by anybody: it does not close anonymous access. */
   adminTokenGenerated: boolean
 }
 
 /** The gateway in reading order. Everything lives in the scope that it is given. */
-async function gatewayApp(app: FastifyInstance, settings: Settings, standalone?: Standalone): Promise<void> {
+async function gatewayApp(
+  app: FastifyInstance,
+  { settings, hash }: Pick<Standalone, 'settings' | 'hash'>,
+  standalone?: Standalone
+): Promise<void> {
   const { server, plugins, tenants, store: storeUrl, redis } = settings
   const origins = server.cors === false ? [] : server.cors.origin
   const together = redis !== undefined && plugins.shared !== false
 
   // the kernel, and what it routes to
   await app.register(gateway, { shutdownGrace: server.shutdownGrace, log: standalone?.log })
-  await app.register(routing, settings)
+  await app.register(routing, { ...settings, hash, source: standalone?.source })
   for (const [name, provider] of Object.entries(settings.providers)) {
     if (!provider.enabled) continue
     if (provider.type === 'openai') await app.register(openai, { ...provider, name })
@@ -147,11 +157,11 @@ const modelGateway = fp<ModelGatewayOptions>(
       throw new Error(`The gateway cannot be app.${name}: that name is taken. Give it another one: { name: 'llm' }.`)
     }
     const prefix = written?.replace(/\/+$/, '')
-    const settings = standalone?.settings ?? readSettings(host, config)
+    const configuration = standalone ?? readOptions(host, config)
     let inner: FastifyInstance['gateway'] | undefined
     await host.register(
       async scope => {
-        await gatewayApp(scope, settings, standalone)
+        await gatewayApp(scope, configuration, standalone)
         inner = scope.gateway
         if (prefix || standalone) scope.gateway.http.catchAll(scope)
       },
@@ -162,10 +172,10 @@ const modelGateway = fp<ModelGatewayOptions>(
   { fastify: '5.x', name: 'fastify-model-gateway' }
 )
 
-function readSettings(host: FastifyInstance, config: Config): Settings {
-  const { settings, notes } = readConfig(config)
-  for (const note of notes) host.log.warn(note)
-  return settings
+function readOptions(host: FastifyInstance, config: Config): Configuration {
+  const configuration = readConfig(config)
+  for (const note of configuration.notes) host.log.warn(note)
+  return configuration
 }
 
 export default modelGateway
@@ -178,5 +188,6 @@ export type { Providers, RoutingOptions } from './plugins/routing/index.ts'
 export { ConfigError } from './schemas/faults.ts'
 export type { Caller, Completed, Gateway, Inference, Layer } from './schemas/gateway.ts'
 export type { Provider } from './schemas/provider.ts'
-export type { Config, Settings }
+export type { RoutingTable } from './schemas/routing.ts'
+export type { Config, Configuration, Settings }
 export { modelGateway, readConfig }

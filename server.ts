@@ -1,14 +1,16 @@
 #!/usr/bin/env node
 import { randomBytes } from 'node:crypto'
-import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
-import { parseArgs } from 'node:util'
+import { parseArgs, parseEnv } from 'node:util'
 import closeWithGrace from 'close-with-grace'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { destination, type Logger, pino } from 'pino'
 import modelGateway, { ConfigError, readConfig, serverOptions, verifyBooks } from './app.ts'
-import type { Settings } from './schemas/config.ts'
+import { tableOf } from './schemas/changes.ts'
+import type { Configuration, Environment, Settings } from './schemas/config.ts'
+import { shortHash } from './schemas/hash.ts'
 import { isLoopback } from './schemas/loopback.ts'
 import { usdText } from './schemas/money.ts'
 
@@ -40,17 +42,26 @@ async function main(): Promise<void> {
     process.stdout.write(help)
     return
   }
-  loadEnvironment()
-  const file = flags.config ?? (process.env['GATEWAY_CONFIG'] || undefined)
-  const { settings, notes } = readConfig(await readFile(file), process.env)
+  const given = { ...process.env }
+  Object.assign(process.env, environmentNow(given))
+  const named = flags.config ?? (process.env['GATEWAY_CONFIG'] || undefined)
+  const file = named ?? 'gateway.yaml'
+  let needed = named !== undefined
+  const read = async () => {
+    // One that has been there once has to be there.
+    needed ||= existsSync(file)
+    return readConfig(await readFile(file, needed), environmentNow(given))
+  }
+  const configuration = await read()
+  const { settings, notes, hash } = configuration
   if (flags.verify) return verify(settings)
   refuseOpenDoor(settings)
   if (flags.check) {
     for (const note of notes) process.stdout.write(`note: ${note}\n`)
-    process.stdout.write('The configuration is valid.\n')
+    process.stdout.write(`config: ${shortHash(hash)}\nThe configuration is valid.\n`)
     return
   }
-  await start(settings, notes)
+  await start(configuration, read)
 }
 
 function readFlags() {
@@ -67,32 +78,38 @@ function readFlags() {
   }
 }
 
-/** Adds what ./.env says to the environment, where there is one; what is set already stays. */
-function loadEnvironment(): void {
+/** What was set when the process began, and what ./.env adds to it now, where there is one. */
+function environmentNow(given: Environment): Environment {
   try {
-    process.loadEnvFile()
+    return { ...parseEnv(readFileSync('.env', 'utf8')), ...given }
   } catch (error) {
-    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return
+    if (isMissing(error)) return given
     throw new StartError(`.env cannot be read: ${error instanceof Error ? error.message : error}`)
   }
 }
 
-/** The configuration as written; without a file that somebody named, ./gateway.yaml if it is there. */
-async function readFile(named: string | undefined): Promise<unknown> {
-  const file = named ?? 'gateway.yaml'
+/** The configuration as written; nothing for a file that is not there and need not be. */
+async function readFile(file: string, needed: boolean): Promise<unknown> {
   let text: string
   try {
     text = readFileSync(file, 'utf8')
   } catch (error) {
-    if (named === undefined && error instanceof Error && 'code' in error && error.code === 'ENOENT') return {}
+    if (!needed && isMissing(error)) return {}
     throw new StartError(`${file} cannot be read: ${error instanceof Error ? error.message : error}`)
   }
-  const { parse } = await import('yaml')
+  const { parse, YAMLParseError } = await import('yaml')
   try {
     return parse(text) ?? {}
   } catch (error) {
-    throw new StartError(`${file} is neither YAML nor JSON: ${error instanceof Error ? error.message : error}`)
+    // Not the rest of it: that shows what stands in the file, which may be a secret.
+    const [words] = String(error instanceof Error ? error.message : error).split(/ at line |[:"\n]/, 1)
+    const [at] = (error instanceof YAMLParseError && error.linePos) || []
+    throw new StartError(`${file} is neither YAML nor JSON: ${words}${at ? `, line ${at.line}, column ${at.col}` : ''}`)
   }
+}
+
+function isMissing(error: unknown): boolean {
+  return error instanceof Error && 'code' in error && error.code === 'ENOENT'
 }
 
 /** An address that others can reach needs somebody who may call, or the word of the operator that everybody may. */
@@ -125,17 +142,20 @@ async function verify(settings: Settings): Promise<void> {
   if (differences.length > 0) process.exitCode = 1
 }
 
-async function start(settings: Settings, notes: string[]): Promise<void> {
-  const { server, plugins } = settings
+/** @param read reads the configuration as it is now */
+async function start(configuration: Configuration, read: () => Promise<Configuration>): Promise<void> {
+  const { settings: written, notes, hash } = configuration
+  const { server, plugins } = written
   const terminal = process.stdout.isTTY === true
   const token = plugins.auth && plugins.auth.adminToken === undefined ? generateToken(terminal) : null
-  if (token !== null && plugins.auth) plugins.auth.adminToken = token.value
+  const settings = token === null ? written : withAdminToken(written, token.value)
 
   const log = await loggerFor(settings, terminal)
   // Fastify keeps a start time, two listeners and a logger for each request of a server that logs; our lines come from
   // the gateway itself.
   const app = Fastify({ ...serverOptions(server), logger: false })
-  const grace = closeWithGrace({ delay: server.shutdownGrace + 5_000, logger: log }, async ({ signal, err }) => {
+  const delay = server.shutdownGrace + 5_000
+  const grace = closeWithGrace({ delay, logger: log, skip: ['SIGHUP'] }, async ({ signal, err }) => {
     if (err) log.error({ err }, 'closing after an error that nobody caught')
     else log.info({ signal }, 'closing')
     // Who has not taken the end of an answer by then, or not sent the end of a request, is cut off.
@@ -143,10 +163,22 @@ async function start(settings: Settings, notes: string[]): Promise<void> {
     await app.close()
   })
 
+  // Whoever asks before everything is there does not ask in vain, and does not end the process.
+  const { promise: started, resolve: serves } = Promise.withResolvers<void>()
+  const attended = hasTerminal()
+  process.on('SIGHUP', () => {
+    // The terminal was closed: nobody is left who could end it.
+    if (attended && !hasTerminal()) process.kill(process.pid, 'SIGTERM')
+    else void started.then(() => reload(app, log))
+  })
+
   try {
-    await app.register(modelGateway, { standalone: { settings, log, adminTokenGenerated: token !== null } })
+    const source = sourceOf(configuration, read)
+    const standalone = { settings, hash, source, log, adminTokenGenerated: token !== null }
+    await app.register(modelGateway, { standalone })
     const url = await app.listen({ host: server.host, port: server.port })
-    log.info({ url }, 'listening')
+    log.info({ url, config: shortHash(hash) }, 'listening')
+    serves()
     for (const note of notes) log.warn(note)
     const banner = await bannerFor(app, url, token)
     // Where stdout is not read by a person it carries log lines, one JSON object each, and nothing else.
@@ -156,6 +188,47 @@ async function start(settings: Settings, notes: string[]): Promise<void> {
     grace.uninstall()
     await app.close()
     throw new StartError(`The gateway cannot start: ${error instanceof Error ? error.message : error}`)
+  }
+}
+
+function withAdminToken(settings: Settings, adminToken: string): Settings {
+  const { plugins } = settings
+  return plugins.auth ? { ...settings, plugins: { ...plugins, auth: { ...plugins.auth, adminToken } } } : settings
+}
+
+/** The routing table as the same file and the environment say now. What would stop a start is a fault here too. */
+function sourceOf(running: Configuration, read: () => Promise<Configuration>) {
+  return async () => {
+    try {
+      const next = await read()
+      refuseOpenDoor(next.settings)
+      return tableOf(running, next)
+    } catch (error) {
+      throw error instanceof StartError ? new ConfigError([error.message]) : error
+    }
+  }
+}
+
+/** Whether somebody has started this at a terminal that is still there. */
+function hasTerminal(): boolean {
+  try {
+    closeSync(openSync('/dev/tty', 'r'))
+    return true
+  } catch {
+    return false
+  }
+}
+
+/** On SIGHUP. Each fault is a line of the log, and the table is what it was. */
+async function reload({ gateway }: FastifyInstance, log: Logger): Promise<void> {
+  if (gateway.closing) return
+  try {
+    const { applied, restart } = (await gateway.reload?.({ actor: 'SIGHUP' })) ?? { applied: false, restart: [] }
+    if (!applied && restart.length === 0) log.info({}, 'the configuration is what it was')
+  } catch (error) {
+    const words = 'the configuration cannot be taken, nothing has changed'
+    if (!(error instanceof ConfigError)) log.error({ err: error }, words)
+    else for (const fault of error.faults) log.error({ fault }, words)
   }
 }
 

@@ -136,6 +136,14 @@ export type RecordsQuery = Static<typeof RecordsQuery>
 export const AuditQuery = closed({ ...page, subject: Type.Optional(Label) })
 export type AuditQuery = Static<typeof AuditQuery>
 
+/** GET /api/targets. */
+export const TargetsQuery = closed({ provider: Type.Optional(Label), model: Type.Optional(Label) })
+export type TargetsQuery = Static<typeof TargetsQuery>
+
+/** POST /api/routing/reload. */
+export const ReloadQuery = closed({ dryRun: Type.Optional(word(['true', 'false'])) })
+export type ReloadQuery = Static<typeof ReloadQuery>
+
 // Answers.
 
 const Text = Type.String()
@@ -212,6 +220,8 @@ export const RecordAnswer = closed({
   trace_id: nullable(Text),
   user: nullable(Text),
   tags: nullable(Type.Record(Type.String(), Type.Unknown())),
+  /** The configuration that it was routed by: the beginning of its hash, as /health shows it. */
+  config_hash: nullable(Text),
   attempts: Type.Array(AttemptAnswer)
 })
 export type RecordAnswer = Static<typeof RecordAnswer>
@@ -304,6 +314,45 @@ export const AuditAnswer = closed({
   after: nullable(Type.Record(Type.String(), Type.Unknown()))
 })
 export type AuditAnswer = Static<typeof AuditAnswer>
+
+const percentiles = closed({ p50: Milliseconds, p95: Milliseconds })
+
+/** One target, since the start of this process. Percentiles are over its last 256 answers. */
+export const TargetAnswer = closed({
+  provider: Text,
+  model: Text,
+  /** `open`: it is left alone; `half-open`: the next call tries it. */
+  state: word(['closed', 'open', 'half-open']),
+  open_until: nullable(Moment),
+  in_flight: Count,
+  queued: Count,
+  attempts: Count,
+  failures: Count,
+  success_rate: nullable(Type.Number({ minimum: 0, maximum: 1 })),
+  latency_ms: percentiles,
+  first_token_ms: percentiles,
+  last_error: nullable(closed({ time: Moment, code: Text, message: Text })),
+  /** By their place in the pool, from 1. `refused`: the vendor does not take it; `limited`: it has to wait. */
+  keys: Type.Array(
+    closed({
+      key: Type.Integer({ minimum: 1 }),
+      resting: nullable(word(['refused', 'limited'])),
+      until: nullable(Moment)
+    })
+  )
+})
+export type TargetAnswer = Static<typeof TargetAnswer>
+
+/** `changes`: what differs in the routing table. `restart`: what differs besides, and only counts after a restart. */
+export const ReloadAnswer = closed({
+  changes: Type.Array(
+    closed({ path: Text, before: Type.Optional(Type.Unknown()), after: Type.Optional(Type.Unknown()) })
+  ),
+  restart: Type.Array(Text),
+  hash: nullable(Text),
+  applied: Type.Boolean()
+})
+export type ReloadAnswer = Static<typeof ReloadAnswer>
 
 /** `next` goes into `after` for the next page; null: this was the last. */
 export const ListAnswer = <Row extends TSchema>(row: Row) => closed({ data: Type.Array(row), next: nullable(Text) })

@@ -3,6 +3,7 @@ import { Flag, Words } from './atoms.ts'
 import { Size, Timeout } from './duration.ts'
 import { type Environment, resolveSecrets, variableOf, withEnvironment } from './environment.ts'
 import { ConfigError, report } from './faults.ts'
+import { hashOf, withoutSecrets } from './hash.ts'
 import { Budget, Models, Routing, Tasks, Tenants } from './model-options.ts'
 import { PluginOptions } from './plugin-options.ts'
 import { defaultProviders, Providers } from './provider-options.ts'
@@ -90,20 +91,34 @@ export type Config = Static<typeof Config>
 /** What the gateway works with: every default filled in, durations in milliseconds, sizes in bytes, plain data. */
 export type Settings = Filled<typeof Config>
 
+/** A configuration that was read. */
+export interface Configuration {
+  readonly settings: Settings
+  /** One sentence for each configured thing that is not built yet. */
+  readonly notes: string[]
+  /** As it was written, with the environment laid over it: `env:NAME` has stayed, other secrets are left out. */
+  readonly written: Readonly<Record<string, unknown>>
+  /** Of `written`: SHA-256 in hex. */
+  readonly hash: string
+}
+
 /**
  * Makes settings from what was written. With `env`, the variables of `environmentNames` are laid over it and every
- * `env:NAME` is resolved; without, none may remain. `notes` has one sentence per configured thing that is not built yet.
+ * `env:NAME` is resolved; without, none may remain.
  * @throws ConfigError with every fault there is, one line each; no line shows a secret.
  */
-export function readConfig(input: unknown, env?: Environment): { settings: Settings; notes: string[] } {
+export function readConfig(input: unknown, env?: Environment): Configuration {
   const faults = report(path => env && variableOf(path, env))
   const given = withoutEmpty(input)
-  const written = env ? withEnvironment(given, env) : given
-  const resolved = withPublic(resolveSecrets(written, env, faults))
+  const laid = env ? withEnvironment(given, env) : given
+  const resolved = withPublic(resolveSecrets(laid, env, faults))
   const settings = read(Config, resolved, faults)
   checkReferences(resolved, faults)
   if (faults.count > 0) throw new ConfigError(faults.lines)
-  return { settings, notes: notesOf(written) }
+  // Providers that nobody names count as written: with an environment they are.
+  const entries = isRecord(laid) ? laid : {}
+  const written = withoutSecrets(Config, { ...entries, providers: entries['providers'] ?? defaultProviders })
+  return { settings, notes: notesOf(laid), written, hash: hashOf(written) }
 }
 
 /** A key of the file with nothing below it, `models:`, is null in YAML and counts as absent; so does an empty file. */

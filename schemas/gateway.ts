@@ -80,6 +80,8 @@ export interface Route {
   readonly maxOutputTokens: number | null
   /** The most tokens that an image or a page counts for. */
   readonly inputTokensPerImage: number
+  /** The configuration that it stands in, by the first characters of its hash; null or absent where nobody computed one. */
+  readonly config?: string | null
 }
 
 /** What headers, logs and callers show of a call. The kernel and dispatch write it. */

@@ -20,6 +20,8 @@ export interface OpenLine {
   /** What the call is charged to: scope and period, without the `total` of key, tenant and gateway, which all are. */
   readonly charges: ReadonlyArray<readonly [scope: string, period: string]>
   readonly attempt: AttemptOpen
+  /** The configuration that the call was routed by; null in lines from before it was written down. */
+  readonly config: string | null
 }
 
 /** A further attempt, and how the one before it ended. */
@@ -85,9 +87,9 @@ const longestName = 256
 
 /** Lines for the journal, with their line end. */
 export function encodeOpen(line: OpenText): string {
-  const { id, time, tenant, key, model, stream, user, tags, traceId, charges, attempt } = line
+  const { id, time, tenant, key, model, stream, user, tags, traceId, charges, attempt, config } = line
   const caller = `${quoted(tenant)},${quoted(key)},${quoted(model)},${stream ? 1 : 0}`
-  return `["o",${JSON.stringify(id)},${time},${caller},${user === null ? null : JSON.stringify(user)},${tags},${quotedOnce(traceId)},${charges},${attemptText(attempt)}]\n`
+  return `["o",${JSON.stringify(id)},${time},${caller},${user === null ? null : JSON.stringify(user)},${tags},${quotedOnce(traceId)},${charges},${attemptText(attempt)},${quoted(config)}]\n`
 }
 
 export function encodeAttempt(line: Omit<AttemptLine, 'kind'>): string {
@@ -191,12 +193,13 @@ export function decoded(line: unknown): JournalLine | null {
 }
 
 function openOf(line: readonly unknown[]): OpenLine | null {
-  const [, id, time, tenant, key, model, stream, user, tags, traceId, charges, attemptLine] = line
+  const [, id, time, tenant, key, model, stream, user, tags, traceId, charges, attemptLine, config = null] = line
   const attempt = attemptOf(attemptLine)
   if (attempt === null || !isText(id) || !isCount(time) || !isText(tenant) || !isText(model)) return null
-  if (!isTextOrNull(key) || !isTextOrNull(user) || !isTextOrNull(traceId)) return null
+  if (!isTextOrNull(key) || !isTextOrNull(user) || !isTextOrNull(traceId) || !isTextOrNull(config)) return null
   if (!isRecordOrNull(tags) || !isCharges(charges)) return null
-  return { kind: 'open', id, time, tenant, key, model, stream: stream === 1, user, tags, traceId, charges, attempt }
+  const caller = { tenant, key, model, stream: stream === 1, user, tags, traceId }
+  return { kind: 'open', id, time, ...caller, charges, attempt, config }
 }
 
 function settleOf(line: readonly unknown[]): SettleLine | null {

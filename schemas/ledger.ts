@@ -45,6 +45,8 @@ export interface LedgerRecord {
   readonly user: string | null
   /** The request's `metadata`. */
   readonly tags: Readonly<Record<string, unknown>> | null
+  /** The configuration that it was routed by: the first characters of its hash; null where nobody computed one. */
+  readonly config: string | null
   readonly attempts: readonly AttemptRecord[]
 }
 

@@ -8,7 +8,7 @@ export interface RoutingTable<Model = unknown> {
   readonly defaultModel?: string
   /** Which alias a request's `task` means. */
   readonly tasks?: Readonly<Record<string, string>>
-  /** Of the configuration as it is written, before secrets are put in: SHA-256 in hex. */
+  /** Of the configuration as it is written, without secrets: SHA-256 in hex. */
   readonly hash?: string
   /** Paths of the configuration that differ too, and only count after a restart. */
   readonly restart?: readonly string[]
@@ -33,5 +33,8 @@ export interface Reloaded {
   readonly applied: boolean
 }
 
-/** Reads the table again and puts it in place of the present one; calls in progress keep theirs. @throws what is wrong with it */
-export type Reload = (options?: { dryRun?: boolean }) => Promise<Reloaded>
+/**
+ * Reads the table again and puts it in place of the present one; calls in progress keep theirs. `actor` stands in the audit.
+ * @throws ConfigError and what reading throws: nothing changes
+ */
+export type Reload = (options?: { dryRun?: boolean; actor?: string }) => Promise<Reloaded>

@@ -50,7 +50,9 @@ const table: Readonly<Record<string, Row>> = {
   'DELETE /api/tenants/:id/keys/:keyId': { who: 'admin', status: 204, at: freshKey },
   'GET /api/records': { who: 'admin', status: 200, head: false },
   'GET /api/stats': { who: 'admin', status: 200 },
-  'GET /api/audit': { who: 'admin', status: 200 }
+  'GET /api/audit': { who: 'admin', status: 200 },
+  'GET /api/targets': { who: 'admin', status: 200 },
+  'POST /api/routing/reload': { who: 'admin', status: 200 }
 }
 
 async function freshTenant(app: FastifyInstance, number: number): Promise<string> {
@@ -89,7 +91,7 @@ async function build(t: Test, own: ModelGatewayOptions = {}) {
   })
   const price = { input: 1_000, output: 1_000 }
   const tenant = { maxOutputTokens: 10, maxRequestUsd: false as const, budget: { usd: 1 } }
-  const { settings } = readConfig({
+  const { settings, hash } = readConfig({
     store: `sqlite:${join(folder, 'gateway.db')}`,
     models: { test: { targets: [{ provider: 'echo', model: 'echo', price }] } },
     tenants: { acme: tenant, other: tenant, public: tenant },
@@ -97,7 +99,8 @@ async function build(t: Test, own: ModelGatewayOptions = {}) {
     ...own,
     plugins: { auth: { adminToken }, rateLimit: false, ...own.plugins }
   })
-  await app.register(modelGateway, { standalone: { settings, log: app.log, adminTokenGenerated: false } })
+  const source = async () => ({ ...settings, hash })
+  await app.register(modelGateway, { standalone: { settings, hash, source, log: app.log, adminTokenGenerated: false } })
   await app.ready()
   return { app, routes }
 }

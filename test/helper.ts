@@ -11,12 +11,12 @@ import { startUpstream } from './upstream.ts'
 export async function build(t: Test, options: ModelGatewayOptions = {}): Promise<FastifyInstance> {
   const app = Fastify(serverOptions({ bodyLimit: 10 * 1024 * 1024, trustProxy: false }))
   t.teardown(() => app.close())
-  const { settings } = readConfig({
+  const { settings, hash } = readConfig({
     store: false,
     ...options,
     plugins: { rateLimit: false, budgets: { unpriced: 'allow' }, ...options.plugins }
   })
-  await app.register(modelGateway, { standalone: { settings, log: app.log, adminTokenGenerated: false } })
+  await app.register(modelGateway, { standalone: { settings, hash, log: app.log, adminTokenGenerated: false } })
   return app
 }
 

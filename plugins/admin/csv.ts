@@ -35,7 +35,8 @@ const columns: Readonly<Record<string, (record: LedgerRecord) => Cell>> = {
   ttft_ms: record => record.firstToken,
   trace_id: record => record.traceId,
   user: record => record.user,
-  tags: record => (record.tags === null ? null : JSON.stringify(record.tags))
+  tags: record => (record.tags === null ? null : JSON.stringify(record.tags)),
+  config_hash: record => record.config
 }
 
 const cells = Object.values(columns)

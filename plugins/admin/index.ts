@@ -6,6 +6,7 @@ import { auditRoutes } from './audit.ts'
 import { budgetRoutes } from './budget.ts'
 import { keyRoutes } from './keys.ts'
 import { recordRoutes } from './records.ts'
+import { targetRoutes } from './targets.ts'
 import { tenantRoutes } from './tenants.ts'
 import { validatorCompiler } from './validate.ts'
 
@@ -26,8 +27,8 @@ export interface Admin {
 const never = new AbortController().signal
 
 /**
- * Tenants, keys, records, budget, counters and audit for the administrator. Routes whose plugin is off do not exist, and
- * without authentication none does: there is no telling who the administrator is.
+ * Tenants, keys, records, budget, counters, audit, targets and the routing table for the administrator. Routes whose plugin
+ * is off do not exist, and without authentication none does: there is no telling who the administrator is.
  */
 async function admin(app: FastifyInstance, options: AdminOptions): Promise<void> {
   const { gateway } = app
@@ -63,6 +64,7 @@ async function admin(app: FastifyInstance, options: AdminOptions): Promise<void>
     recordRoutes(scope, shared)
     budgetRoutes(scope, shared)
     auditRoutes(scope, shared)
+    targetRoutes(scope, shared)
   })
 }
 

@@ -69,6 +69,7 @@ export function recordShape(record: LedgerRecord): RecordAnswer {
     trace_id: record.traceId,
     user: record.user,
     tags: record.tags,
+    config_hash: record.config,
     attempts: record.attempts.map(attemptShape)
   }
 }

@@ -144,7 +144,8 @@ async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void>
       stream: request.stream === true,
       traceId,
       user: typeof request.user === 'string' ? request.user.slice(0, longestUser) : null,
-      tags: tagsText !== null && tagsText.length <= longestRecentTags ? (request.metadata ?? null) : null
+      tags: tagsText !== null && tagsText.length <= longestRecentTags ? (request.metadata ?? null) : null,
+      config: inference.route.config ?? null
     })
     const line = encodeOpen({
       id: entry.line,
@@ -157,7 +158,8 @@ async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void>
       tags: tagsText,
       traceId,
       charges: inference.hold?.charges ?? '[]',
-      attempt
+      attempt,
+      config: entry.config
     })
     const written = writer.open(line, entry.line)
     entry.attempts.push(recent)

@@ -25,6 +25,7 @@ export class Entry {
   readonly traceId: string | null
   readonly user: string | null
   readonly tags: Readonly<Record<string, unknown>> | null
+  readonly config: string | null
   readonly attempts: RecentAttempt[] = []
   status: RecordStatus = 'open'
   httpStatus: number | null = null
@@ -35,7 +36,10 @@ export class Entry {
   refused = false
 
   constructor(
-    about: Pick<Entry, 'id' | 'line' | 'time' | 'tenant' | 'key' | 'model' | 'stream' | 'traceId' | 'user' | 'tags'>
+    about: Pick<
+      Entry,
+      'id' | 'line' | 'time' | 'tenant' | 'key' | 'model' | 'stream' | 'traceId' | 'user' | 'tags' | 'config'
+    >
   ) {
     this.id = about.id
     this.line = about.line
@@ -47,6 +51,7 @@ export class Entry {
     this.traceId = about.traceId
     this.user = about.user
     this.tags = about.tags
+    this.config = about.config
   }
 }
 
@@ -88,13 +93,13 @@ export function createRecents() {
 }
 
 function recordOf(entry: Entry): LedgerRecord {
-  const { id, time, tenant, key, model, stream, traceId, user, tags } = entry
+  const { id, time, tenant, key, model, stream, traceId, user, tags, config } = entry
   const { status, httpStatus, errorCode, duration, firstToken } = entry
   const attempts = entry.attempts.map(attempt => ({
     ...attempt,
     duration: attempt.status === 'open' ? null : attempt.duration
   }))
-  const about = { id, time, tenant, key, model, stream, traceId, user, tags }
+  const about = { id, time, tenant, key, model, stream, traceId, user, tags, config }
   // What the row will say.
   const { cost, usage } = status === 'open' ? { cost: null, usage: noUsage } : sumOf(entry.attempts)
   return { ...about, status, httpStatus, errorCode, duration, firstToken, cost, usage, attempts }

@@ -1,3 +1,4 @@
+import { ConfigError } from '../../schemas/faults.ts'
 import type { Abilities, Provider } from '../../schemas/provider.ts'
 import type { ModelOptions, TargetOptions } from './index.ts'
 import type { ModelsContext } from './models.ts'
@@ -11,8 +12,9 @@ const defaultQueue = { size: 100, timeout: 10_000 }
 
 /** Makes plans of what is configured. */
 export function createCompiler({ providers, targets, gateway }: ModelsContext) {
-  /** @throws Error for a model that cannot be named, a fallback that is not there, fallbacks that go in a circle */
-  function compile(models: Readonly<Record<string, ModelOptions>>): Map<string, Plan> {
+  /** @param config names the configuration that these models stand in. @throws ConfigError, before anything has changed */
+  function compile(models: Readonly<Record<string, ModelOptions>>, config: string | null): Map<string, Plan> {
+    checkModels(models)
     const steps = new Map(Object.entries(models).map(([alias, options]) => [alias, compileStep(alias, options)]))
     // What limits an alias counts wherever its targets are reached from, so the last word is the configuration's.
     for (const { candidates } of steps.values()) for (const { state, room } of candidates) state.room = room
@@ -24,7 +26,8 @@ export function createCompiler({ providers, targets, gateway }: ModelsContext) {
         planOf(
           options,
           along.flatMap(name => steps.get(name) ?? []),
-          along.map(name => models[name]!)
+          along.map(name => models[name]!),
+          config
         )
       )
     }
@@ -46,7 +49,6 @@ export function createCompiler({ providers, targets, gateway }: ModelsContext) {
   }
 
   function compileTarget(alias: string, options: ModelOptions, target: TargetOptions): Candidate[] {
-    if (!printable.test(target.model)) throw new Error(`models.${alias}: '${target.model}' is not a model name.`)
     const provider = providers.get(target.provider)
     if (provider) return [candidateOf(provider, target, options, targets.state(provider, target.model))]
     gateway.log.warn(
@@ -77,7 +79,7 @@ export function createCompiler({ providers, targets, gateway }: ModelsContext) {
   }
 
   /** A plan for one model of one provider that nobody has configured. */
-  function direct(alias: string, provider: Provider, model: string): Plan {
+  function direct(alias: string, provider: Provider, model: string, config: string | null): Plan {
     const candidate = candidateOf(provider, { model }, {}, targets.passing(provider, model))
     const step: Step = {
       alias,
@@ -88,14 +90,20 @@ export function createCompiler({ providers, targets, gateway }: ModelsContext) {
       limited: candidate.limited,
       choice: candidate.state.lanes.length > 1
     }
-    return planOf({}, [step], [])
+    return planOf({}, [step], [], config)
   }
 
   return { compile, direct }
 }
 
-function planOf(own: Omit<ModelOptions, 'targets'>, steps: readonly Step[], along: readonly ModelOptions[]): Plan {
+function planOf(
+  own: Omit<ModelOptions, 'targets'>,
+  steps: readonly Step[],
+  along: readonly ModelOptions[],
+  config: string | null
+): Plan {
   return new Plan(steps, {
+    config,
     timeouts: { ...defaultTimeouts, ...own.timeouts },
     maxOutputTokens: own.maxOutputTokens ?? null,
     inputTokensPerImage: Math.max(
@@ -109,6 +117,22 @@ function planOf(own: Omit<ModelOptions, 'targets'>, steps: readonly Step[], alon
 function abilitiesOf(provider: Provider, { model, abilities }: Omit<TargetOptions, 'provider'>): Abilities {
   const { dialects: _, ...own } = provider.capabilities
   return { ...own, ...provider.abilitiesOf?.(model), ...abilities }
+}
+
+/** @throws ConfigError for models that cannot be named, fallbacks that are not there, fallbacks that go in a circle */
+export function checkModels(models: Readonly<Record<string, ModelOptions>>): void {
+  const faults: string[] = []
+  for (const [alias, { targets }] of Object.entries(models)) {
+    for (const { model } of targets) {
+      if (!printable.test(model)) faults.push(`models.${alias}: '${model}' is not a model name.`)
+    }
+    try {
+      follow(alias, models, [])
+    } catch (error) {
+      faults.push(error instanceof Error ? error.message : String(error))
+    }
+  }
+  if (faults.length > 0) throw new ConfigError([...new Set(faults)])
 }
 
 /** An alias and all it falls back on, each once: its fallbacks, then theirs. */

@@ -115,7 +115,7 @@ async function routingPlugin(app: FastifyInstance, options: RoutingOptions): Pro
   const models = createModels({ passThrough, providers: registered, targets, discovery, gateway })
   gateway.decorate('targets', targets)
   gateway.decorate('models', models)
-  if (source) gateway.decorate('reload', createReload(source, options, models, gateway.log))
+  if (source) gateway.decorate('reload', createReload(source, options, models, gateway))
   gateway.routeWith({
     resolve: models.resolve,
     dispatch: createDispatch(gateway, { gateway, random, now, sticky, pause })

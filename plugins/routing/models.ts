@@ -1,9 +1,10 @@
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { detail, InvalidRequest, ModelNotFound, UpstreamError } from '../../schemas/errors.ts'
 import type { Gateway, Route } from '../../schemas/gateway.ts'
+import { shortHash } from '../../schemas/hash.ts'
 import type { Provider } from '../../schemas/provider.ts'
 import type { RoutingTable } from '../../schemas/routing.ts'
-import { createCompiler } from './compile.ts'
+import { checkModels, createCompiler } from './compile.ts'
 import type { Discovery } from './discovery.ts'
 import type { ModelOptions } from './index.ts'
 import { type Candidate, type Plan, printable } from './plan.ts'
@@ -29,8 +30,10 @@ export interface Models {
   get(id: string): Promise<ListedModel | undefined>
   /** @throws InvalidRequest, ModelNotFound, UpstreamError (every target switched off) */
   resolve(request: ChatRequest): Route
-  /** Puts another table in place of this one, all at once; calls in progress keep theirs. @throws what is wrong with it */
+  /** Puts another table in place of this one, all at once; calls in progress keep theirs. @throws ConfigError: nothing changes */
   replace(table: RoutingTable<ModelOptions>): void
+  /** Says what `replace` would say, and does nothing. @throws ConfigError */
+  check(table: RoutingTable<ModelOptions>): void
   /** Of the configuration that the table was read from: SHA-256 in hex; null where nobody computed one. */
   readonly hash: string | null
 }
@@ -64,7 +67,7 @@ export function createModels(context: ModelsContext): Models {
   let table: Table = { plans: new Map(), tasks: new Map(), defaultModel: undefined, direct: null, hash: null }
 
   function replace({ models = {}, tasks = {}, defaultModel, hash }: RoutingTable<ModelOptions>): void {
-    const plans = compiler.compile(models)
+    const plans = compiler.compile(models, hash === undefined ? null : shortHash(hash))
     table = {
       plans,
       tasks: new Map(Object.entries(tasks)),
@@ -104,7 +107,7 @@ export function createModels(context: ModelsContext): Models {
     if (slash <= 0 || slash === name.length - 1 || !printable.test(name)) return undefined
     const provider = providers.get(name.slice(0, slash))
     if (!provider) return undefined
-    const plan = compiler.direct(name, provider, name.slice(slash + 1))
+    const plan = compiler.direct(name, provider, name.slice(slash + 1), table.hash && shortHash(table.hash))
     if (table.direct.size >= mostDirect)
       for (const oldest of table.direct.keys()) if (table.direct.delete(oldest)) break
     table.direct.set(name, plan)
@@ -177,6 +180,7 @@ export function createModels(context: ModelsContext): Models {
     get,
     resolve,
     replace,
+    check: ({ models = {} }) => checkModels(models),
     get hash() {
       return table.hash
     }

@@ -70,11 +70,12 @@ export class Plan implements Route {
   readonly timeouts: Timeouts
   readonly maxOutputTokens: number | null
   readonly inputTokensPerImage: number
+  readonly config: string | null
 
   /** @param steps at least one; its own alias first */
   constructor(
     steps: readonly Step[],
-    own: { timeouts: Timeouts; maxOutputTokens: number | null; inputTokensPerImage: number }
+    own: Pick<Plan, 'timeouts' | 'maxOutputTokens' | 'inputTokensPerImage' | 'config'>
   ) {
     this.alias = steps[0]?.alias ?? ''
     this.steps = steps
@@ -82,6 +83,7 @@ export class Plan implements Route {
     this.timeouts = own.timeouts
     this.maxOutputTokens = own.maxOutputTokens
     this.inputTokensPerImage = own.inputTokensPerImage
+    this.config = own.config
   }
 }
 

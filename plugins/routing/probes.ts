@@ -18,16 +18,20 @@ export function createProbes(options: ProbeOptions, targets: Targets, log: Log) 
     if (running !== null) return
     running = new AbortController()
     const signal = AbortSignal.any([running.signal, AbortSignal.timeout(options.timeout)])
-    await Promise.all([...targets.states].map(state => probe(state, signal)))
+    // One that does not care for the signal must not end all rounds to come.
+    const over = Promise.withResolvers<never>()
+    over.promise.catch(() => {})
+    signal.addEventListener('abort', () => over.reject(signal.reason))
+    await Promise.all([...targets.states].map(state => probe(state, signal, over.promise)))
     running = null
   }
 
-  async function probe(state: TargetState, signal: AbortSignal): Promise<void> {
+  async function probe(state: TargetState, signal: AbortSignal, over: Promise<never>): Promise<void> {
     const { provider, breaker } = state
     if (breaker.openUntil === 0 || provider.health === undefined) return
     const named = { provider: provider.name, model: state.model }
     try {
-      const { ok, detail } = await provider.health(signal)
+      const { ok, detail } = await Promise.race([provider.health(signal), over])
       if (!ok) log.debug({ ...named, detail }, 'a target is still not well')
       else if (breaker.succeed(Number.POSITIVE_INFINITY)) log.info(named, 'a target is well again, says its probe')
     } catch (error) {

@@ -1,6 +1,8 @@
 import { isDeepStrictEqual } from 'node:util'
-import type { Log } from '../../schemas/gateway.ts'
-import type { Change, Reload, RoutingTable } from '../../schemas/routing.ts'
+import type { Gateway } from '../../schemas/gateway.ts'
+import { shortHash } from '../../schemas/hash.ts'
+import type { Change, Reload, Reloaded, RoutingTable } from '../../schemas/routing.ts'
+import type { Audit } from '../../schemas/store.ts'
 import type { ModelOptions } from './index.ts'
 import type { Models } from './models.ts'
 
@@ -10,29 +12,45 @@ type Table = RoutingTable<ModelOptions>
 export function createReload(
   source: () => Promise<Table>,
   first: Table,
-  models: Pick<Models, 'replace'>,
-  log: Log
+  models: Pick<Models, 'replace' | 'check'>,
+  gateway: Gateway
 ): Reload {
+  const { log } = gateway
   let current = first
   /** One after another: of two at once the later one has to win. */
   let tail: Promise<unknown> = Promise.resolve()
 
-  async function reload(dryRun: boolean) {
+  async function reload(dryRun: boolean, actor: string): Promise<Reloaded> {
     const next = await source()
+    models.check(next)
     const changes = changesBetween(current, next)
-    const applied = !dryRun && changes.length > 0
+    const restart = next.restart ?? []
+    const before = current.hash ?? null
+    const hash = next.hash ?? null
+    // What only is written otherwise has another hash too, and it is the one of the file.
+    const applied = !dryRun && (changes.length > 0 || hash !== before)
     if (applied) {
       models.replace(next)
       current = next
-      log.info({ changes: changes.map(({ path }) => path), hash: next.hash }, 'the routing table has changed')
+      const config = hash === null ? null : shortHash(hash)
+      log.info({ changes: changes.map(({ path }) => path), config, actor }, 'the routing table has changed')
+      await writeDown(auditOf(actor, changes, { before, after: hash }))
     }
-    const restart = next.restart ?? []
     if (!dryRun && restart.length > 0) log.warn({ restart }, 'parts of the configuration only change with a restart')
-    return { changes, restart, hash: next.hash ?? null, applied }
+    return { changes, restart, hash, applied }
   }
 
-  return ({ dryRun = false } = {}) => {
-    const result = tail.then(() => reload(dryRun))
+  /** What has changed is not taken back because the database is away: the log says who it was. */
+  async function writeDown(audit: Audit): Promise<void> {
+    try {
+      await gateway.store?.audits.add(audit)
+    } catch (error) {
+      log.error({ err: error, actor: audit.actor }, 'a change of the routing table could not be written to the audit')
+    }
+  }
+
+  return ({ dryRun = false, actor = 'process' } = {}) => {
+    const result = tail.then(() => reload(dryRun, actor))
     tail = result.catch(() => {})
     return result
   }
@@ -58,4 +76,12 @@ function entryChanges(
 function valueChange(path: string, before: unknown, after: unknown): Change[] {
   if (isDeepStrictEqual(before, after)) return []
   return [{ path, ...(before !== undefined && { before }), ...(after !== undefined && { after }) }]
+}
+
+/** Which entries were there before and after, and in which configuration: its file has what they said. */
+function auditOf(actor: string, changes: readonly Change[], hashes: Record<'before' | 'after', string | null>): Audit {
+  const side = (name: 'before' | 'after') => {
+    return { config: hashes[name], paths: changes.flatMap(change => (name in change ? [change.path] : [])) }
+  }
+  return { actor, action: 'routing.reload', subject: 'routing', before: side('before'), after: side('after') }
 }

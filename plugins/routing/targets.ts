@@ -6,7 +6,7 @@ import { type KeyBreakers, keyBreakers, TargetState } from './target-state.ts'
 /** What is known of the targets of this gateway. */
 export interface Targets {
   list(): TargetReport[]
-  /** Names by state, for /ready. */
+  /** Names of the table's targets by state, for /ready. Everybody may ask there: names from callers are left out. */
   readiness(): { up: string[]; down: string[] }
   /** What is known of one of the table; made on first touch. */
   state(provider: Provider, model: string): TargetState
@@ -92,7 +92,7 @@ export function createTargets(options: BreakerOptions, log: Log, now: () => numb
     list: () => all().map(state => reportOf(state, now())),
     readiness() {
       const time = now()
-      const targets = all()
+      const targets = [...states.values()]
       const isUp = (state: TargetState) => state.breaker.state(time) === 'closed' && state.rest(time) === null
       return { up: targets.filter(isUp).map(nameOf), down: targets.filter(state => !isUp(state)).map(nameOf) }
     }

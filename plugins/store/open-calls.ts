@@ -82,6 +82,7 @@ function openRecord([open, ...further]: [OpenLine, ...AttemptLine[]]): LedgerRec
     traceId: open.traceId,
     user: open.user,
     tags: open.tags,
+    config: open.config ?? null,
     attempts: [open, ...further].map(({ attempt }) => attemptOf(attempt, ends.get(attempt.number)))
   }
 }

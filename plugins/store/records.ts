@@ -33,7 +33,7 @@ const largestSlice = 10_000
 const longestSearch = 20
 
 const columns = `seq, id, time, tenant, key, model, stream, status, http_status, error_code, duration, first_token, cost,
-  ${usageColumns}, trace_id, "user", tags`
+  ${usageColumns}, trace_id, "user", tags, config`
 
 /**
  * A page of the ledger, newest first, running calls before those that ended and began in the same millisecond. It may
@@ -253,6 +253,7 @@ function recordOf(row: Row, attempts: readonly AttemptRecord[]): LedgerRecord {
     traceId: text(row['trace_id']),
     user: text(row['user']),
     tags: tags === null ? null : JSON.parse(tags),
+    config: text(row['config']),
     attempts
   }
 }

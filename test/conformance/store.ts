@@ -295,6 +295,30 @@ export function storeConformance(t: Test, fresh: Fresh): void {
     t.not(other.store.instance, one.store.instance)
   })
 
+  t.test('a database of the first version is brought up to date, and its rows stay', async t => {
+    const url = await fresh(t)
+    await (await start(t, { url })).app.close()
+    const back = await backOf(url)
+    await back.run('ALTER TABLE inferences DROP COLUMN config')
+    await back.run('DELETE FROM migrations WHERE version > 1')
+    await addRows(back, [seed(1)])
+    const { store } = await start(t, { url })
+    await addRows(back, [seed(2)])
+    await back.run("UPDATE inferences SET config = '0123456789ab' WHERE seq = 2")
+    await back.close()
+    const { rows } = await store.ledger.records({}, { limit: 5 })
+    t.strictSame(
+      rows.map(({ id, config }) => [id, config]),
+      [
+        ['req_00000002', '0123456789ab'],
+        ['req_00000001', null]
+      ]
+    )
+    const exported: Array<string | null> = []
+    for await (const piece of store.ledger.export({})) exported.push(...piece.map(({ config }) => config))
+    t.strictSame(exported, ['0123456789ab', null])
+  })
+
   t.test('a database that a newer gateway has used is refused', async t => {
     const url = await fresh(t)
     await (await start(t, { url })).app.close()

@@ -428,6 +428,7 @@ t.test('records are paged and carry what a row knows', async t => {
     trace_id: null,
     user: null,
     tags: null,
+    config_hash: '0123456789ab',
     attempts: [
       {
         number: 1,
@@ -507,17 +508,18 @@ t.test('CSV has a head, CRLF, and quotes where it must', async t => {
   const held = books({
     records: [
       record('r1', { model: 'a,"b"', user: 'two\nlines', tags: { team: 'x' }, cost: 7 }),
-      record('r2', { cost: null })
+      record('r2', { cost: null, config: null })
     ]
   })
   const { ask } = await host(t, held)
   const response = await ask('GET /api/tenants/acme/records?format=csv')
   t.match(response.headers['content-type'], /^text\/csv/)
   const [head = '', first = '', second = '', end] = response.body.split('\r\n')
-  t.match(head, /^id,time,tenant,key,status,http_status,error_code,model,provider,/)
+  t.match(head, /^id,time,tenant,key,status,http_status,error_code,model,provider,.*,tags,config_hash$/)
   t.match(first, 'r1,2026-11-21T12:00:00.000Z,acme,k1,settled,200,,"a,""b""",up,upstream-model,1,false,5,6,')
-  t.match(first, ',reported,0.000000007,12.5,,,"two\nlines","{""team"":""x""}"')
+  t.match(first, ',reported,0.000000007,12.5,,,"two\nlines","{""team"":""x""}",0123456789ab')
   t.match(second, ',reported,,12.5,', 'an unknown cost is empty, not zero')
+  t.match(second, /,,$/, 'and so is an unknown configuration')
   t.equal(end, '')
   t.equal((await ask('GET /api/tenants/acme/records', { headers: { accept: 'text/csv' } })).body, response.body)
 })

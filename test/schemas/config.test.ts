@@ -95,7 +95,7 @@ t.test('a key of the file with nothing below it counts as absent', async t => {
 })
 
 t.test('a key of an embedder that is undefined counts as absent', async t => {
-  t.strictSame(readConfig({ redis: undefined, server: { port: undefined } }), readConfig({}))
+  t.strictSame(settingsOf({ redis: undefined, server: { port: undefined } }), settingsOf({}))
 })
 
 t.test('durations and sizes become milliseconds and bytes', async t => {

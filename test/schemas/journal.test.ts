@@ -22,7 +22,8 @@ const open: OpenText = {
   tags: '{"team":"red"}',
   traceId: '0af7651916cd43dd8448eb211c80319c',
   charges: '[["tenant:acme","day:2026-11-21"]]',
-  attempt
+  attempt,
+  config: '0123456789ab'
 }
 const usage = { ...noUsage, input: 10, output: 5, source: 'reported' as const }
 const end = {
@@ -55,6 +56,14 @@ t.test('what is written is read again', async t => {
   t.strictSame(decode(encodeAttempt(further)), { kind: 'attempt', ...further })
   const ends = [{ ...end, status: 'failed' as const, errorCode: 'upstream_error' }, end]
   t.strictSame(decode(encodeSettle({ ...settle, attempts: ends })), { kind: 'settle', ...settle, attempts: ends })
+})
+
+t.test('a line of a gateway that did not write its configuration down is read', async t => {
+  const line = encodeOpen(open).replace(',"0123456789ab"]\n', ']\n')
+  t.match(line, /\]\]\n$/)
+  t.match(decode(line), { kind: 'open', id: 'req_1', config: null })
+  t.match(decode(encodeOpen({ ...open, config: null })), { config: null })
+  t.equal(decode(encodeOpen(open).replace('"0123456789ab"', '7')), null)
 })
 
 t.test('every bucket of a usage is kept', async t => {

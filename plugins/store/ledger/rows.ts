@@ -85,7 +85,8 @@ export function inferenceRow(
     open.traceId,
     open.user,
     open.tags === null ? null : JSON.stringify(open.tags),
-    charges
+    charges,
+    open.config
   ]
 }
 
@@ -125,5 +126,6 @@ export function openCallText({ open, further }: OpenCall): string {
 /** @throws SyntaxError for a damaged row */
 export function openCallOf(id: string, text: string): OpenCall {
   const [open, ...further] = JSON.parse(text) as [OpenLine, ...AttemptLine[]]
-  return { open: { ...open, id }, further, stored: true }
+  // An older gateway has not written its configuration down.
+  return { open: { ...open, id, config: open.config ?? null }, further, stored: true }
 }

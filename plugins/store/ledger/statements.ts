@@ -21,7 +21,8 @@ export const inferenceColumns = [
   'trace_id',
   '"user"',
   'tags',
-  'charges'
+  'charges',
+  'config'
 ] as const
 
 export const attemptColumns = [

@@ -6,12 +6,13 @@ import admin from '../../../plugins/admin/index.ts'
 import gateway from '../../../plugins/gateway/index.ts'
 import http from '../../../plugins/http/index.ts'
 import { serverOptions } from '../../../plugins/http/server.ts'
-import routing from '../../../plugins/routing/index.ts'
+import routing, { type RoutingOptions } from '../../../plugins/routing/index.ts'
 import type { BudgetState, Budgets } from '../../../schemas/budgets.ts'
 import { InvalidApiKey, KeyNotFound, TenantExists, TenantNotFound, TenantReadOnly } from '../../../schemas/errors.ts'
-import type { Gateway, Principal } from '../../../schemas/gateway.ts'
+import type { Gateway, Log, Principal } from '../../../schemas/gateway.ts'
 import type { Ledger, LedgerRecord, RecordFilter } from '../../../schemas/ledger.ts'
-import type { AuditRecord, Store } from '../../../schemas/store.ts'
+import type { Provider } from '../../../schemas/provider.ts'
+import type { Audit, AuditRecord, Store } from '../../../schemas/store.ts'
 import { type ApiKey, type Keys, type Tenant, type Tenants, tenantDefaults } from '../../../schemas/tenants.ts'
 import { noUsage } from '../../../schemas/usage.ts'
 
@@ -90,6 +91,7 @@ export function record(id: string, own: Partial<LedgerRecord> = {}): LedgerRecor
     traceId: null,
     user: null,
     tags: null,
+    config: '0123456789ab',
     attempts: [
       {
         number: 1,
@@ -127,12 +129,20 @@ export function books(own: Partial<Books> = {}): Books {
   }
 }
 
+/** What calls are routed by, and whom they are routed to. */
+export interface Routed {
+  routing?: RoutingOptions
+  providers?: Provider[]
+  log?: Log
+}
+
 /** A listening-ready host with the admin routes over `books`; `without` leaves capabilities out. */
-export async function host(t: Test, held: Books = books(), without: Array<keyof Gateway> = []) {
+export async function host(t: Test, held: Books = books(), without: Array<keyof Gateway> = [], routed: Routed = {}) {
   const app = Fastify(serverOptions({ bodyLimit: 10 * 1024 * 1024, trustProxy: false }))
   t.teardown(() => app.close())
-  await app.register(gateway, {})
-  await app.register(routing, {})
+  await app.register(gateway, { log: routed.log })
+  await app.register(routing, routed.routing ?? {})
+  for (const provider of routed.providers ?? []) app.gateway.providers.register(provider)
   await app.register(http, {})
   if (!without.includes('authenticate'))
     app.gateway.decorate('authenticate', ({ headers }) => {
@@ -369,6 +379,10 @@ function storeOf(books: Books): Store {
         asked()
         const rows = books.audits.filter(audit => subject === undefined || audit.subject === subject)
         return { rows: rows.slice(0, limit), next: null }
+      },
+      async add(audit: Audit) {
+        asked()
+        books.audits.unshift({ ...audit, id: books.audits.length + 1, time: now })
       }
     }
   }

@@ -87,6 +87,7 @@ export interface CallOptions {
   time?: number
   charges?: ReadonlyArray<readonly [string, string]>
   user?: string | null
+  config?: string | null
   /** Of the open line: what it is charged if nobody ends it. */
   estimate?: { input: number; output: number; cost: number | null }
 }
@@ -94,7 +95,7 @@ export interface CallOptions {
 const priced = { provider: 'up', model: 'm', priceVersion: 'config' }
 
 export function opens(id: string, options: CallOptions = {}): string {
-  const { tenant = 'acme', key = 'k1', time = 1_795_000_000_000, charges = [], user = null } = options
+  const { tenant = 'acme', key = 'k1', time = 1_795_000_000_000, charges = [], user = null, config = null } = options
   const estimate = options.estimate ?? { input: 100, output: 1_000, cost: 5_000 }
   return encodeOpen({
     id,
@@ -107,7 +108,8 @@ export function opens(id: string, options: CallOptions = {}): string {
     tags: null,
     traceId: null,
     charges: JSON.stringify(charges),
-    attempt: { number: 1, ...priced, ...estimate }
+    attempt: { number: 1, ...priced, ...estimate },
+    config
   })
 }
 

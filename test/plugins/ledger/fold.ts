@@ -2,6 +2,8 @@ import { appendFileSync, existsSync, readdirSync, statSync, truncateSync } from 
 import { dirname } from 'node:path'
 import type { Test } from 'tap'
 import { type Database, gone } from '../../../plugins/store/database.ts'
+import { openCallOf } from '../../../plugins/store/ledger/rows.ts'
+import { records } from '../../../plugins/store/records.ts'
 import { books, call, count, ends, type Kind, opens, proven, rows, scratch, spent, triesAgain } from './books.ts'
 
 /** What the fold does, on any database. */
@@ -41,6 +43,32 @@ export function foldTests(t: Test, kind: Kind): void {
     t.equal(await count(database, 'SELECT COUNT(*) FROM open_calls'), 0)
     t.match(await rows(database), [{ id: 'r1', cost: 43, input: 20, output: 10 }])
     t.equal(await count(database, 'SELECT COUNT(*) FROM attempts'), 2)
+    await proven(t, ledger)
+  })
+
+  t.test('a row has the configuration of its call, and null from before it was written down', async t => {
+    const database = await kind(t)
+    const { ledger, write } = await books(t, database)
+    const old = call('r1', 1, { config: 'not-written' }).replace(',"not-written"]\n', ']\n')
+    write(old, call('r2', 2, { config: '0123456789ab' }), opens('r3', { config: 'ba9876543210' }), opens('r4'))
+    await ledger.folded()
+    // As an older gateway left it behind.
+    await database.run(
+      "UPDATE open_calls SET lines = REPLACE(lines, ',\"config\":null', '') WHERE id = 'r4' AND lines LIKE '%\"config\":null%'"
+    )
+    const shown = await records(database, {}, { limit: 10 })
+    t.strictSame(Object.fromEntries(shown.rows.map(({ id, config }) => [id, config])), {
+      r1: null,
+      r2: '0123456789ab',
+      r3: 'ba9876543210',
+      r4: null
+    })
+    const { lines } = (await database.all("SELECT lines FROM open_calls WHERE id = 'r4'"))[0] ?? {}
+    t.notMatch(lines, '"config":')
+    t.strictSame(openCallOf('r4', String(lines)).open.config, null)
+    write(ends('r3', 3))
+    await ledger.folded()
+    t.strictSame((await database.all("SELECT config FROM inferences WHERE id = 'r3'"))[0]?.['config'], 'ba9876543210')
     await proven(t, ledger)
   })
 

@@ -64,6 +64,40 @@ export function pluginTests(t: Test): void {
     t.match(gateway.ledger!.totals(), { requests: 1, tokensIn: 10, tokensOut: 3, cost: 21 })
   })
 
+  t.test(
+    'a row says which configuration its call was routed by, also when another one came while it waited',
+    async t => {
+      const target = { provider: 'up', model: 'm', concurrency: 1 }
+      const models = { test: { targets: [target] } }
+      const { promise, resolve } = Promise.withResolvers<void>()
+      const answer = says('hello', tokens(1, 1))
+      const up = scripted('up', async attempt => {
+        await promise
+        return answer(attempt)
+      })
+      const { gateway, caller, records } = await kept(t, { providers: [up], routing: { models, hash: 'a'.repeat(64) } })
+      const call = (id: string) => gateway.complete(ask, caller({ id }))
+      const calls = [call('runs'), call('waits')]
+      gateway.models.replace({ models, hash: 'b'.repeat(64) })
+      calls.push(call('new'))
+      t.match(gateway.ledger?.recent('acme'), [{ id: 'runs', config: 'a'.repeat(12), status: 'open' }])
+      t.match(
+        (await records()).filter(({ status }) => status === 'open'),
+        [{ id: 'runs', config: 'a'.repeat(12) }]
+      )
+      resolve()
+      await Promise.all(calls)
+      gateway.models.replace({ models })
+      await call('unknown')
+      const written = Object.fromEntries((await records()).map(({ id, config }) => [id, config]))
+      t.strictSame(written, { runs: 'a'.repeat(12), waits: 'a'.repeat(12), new: 'b'.repeat(12), unknown: null })
+      t.strictSame(
+        gateway.ledger?.recent('acme').map(({ config }) => config),
+        [null, 'b'.repeat(12), 'a'.repeat(12), 'a'.repeat(12)]
+      )
+    }
+  )
+
   t.test('every attempt has its line, and a failure its code', async t => {
     const bad = scripted('bad', fails(new UpstreamError('it is broken')))
     const up = scripted('up', says('hello', tokens(10, 3)))
