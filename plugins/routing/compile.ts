@@ -31,7 +31,9 @@ export function compile(
 ): Compiled {
   const steps = new Map(Object.entries(models).map(([alias, options]) => [alias, stepOf(alias, options)]))
   const plans = new Map<string, Plan>()
+  const checked = new Set<string>()
   for (const [alias, options] of Object.entries(models)) {
+    refuseCircles(alias, models, [], checked)
     const along = follow(alias, models)
     const taken = along.flatMap(name => steps.get(name) ?? [])
     plans.set(alias, planOf(options, taken, Math.max(...along.map(name => tokensPerImage(models[name])))))
@@ -125,25 +127,25 @@ function roomsOf(candidates: readonly Candidate[]): Map<TargetState, Room | null
   return rooms
 }
 
-/** An alias and all that it falls back on, each once: its own fallbacks in their order, then theirs. */
-function follow(alias: string, models: Readonly<Record<string, ModelOptions>>): string[] {
-  refuseCircles(alias, models, [], new Set())
-  const found = new Set([alias])
-  // A set is walked to its end, also to what is added meanwhile.
-  for (const name of found) for (const next of models[name]?.fallbacks ?? []) found.add(next)
-  return [...found]
-}
-
+/** @param checked aliases from which no way leads back to them, nor to what is not there */
 function refuseCircles(
   alias: string,
   models: Readonly<Record<string, ModelOptions>>,
   trail: readonly string[],
   checked: Set<string>
 ): void {
+  if (checked.has(alias)) return
   const where = `models.${trail.at(-1)}.fallbacks`
   if (trail.includes(alias)) throw new Error(`${where}: '${alias}' leads back to itself.`)
   if (!Object.hasOwn(models, alias)) throw new Error(`${where}: there is no model '${alias}'.`)
-  if (checked.has(alias)) return
   for (const next of models[alias]?.fallbacks ?? []) refuseCircles(next, models, [...trail, alias], checked)
   checked.add(alias)
+}
+
+/** An alias and all that it falls back on, each once: its own fallbacks in their order, then theirs. */
+function follow(alias: string, models: Readonly<Record<string, ModelOptions>>): string[] {
+  const found = new Set([alias])
+  // A set is walked to its end, also to what is added meanwhile.
+  for (const name of found) for (const next of models[name]?.fallbacks ?? []) found.add(next)
+  return [...found]
 }
