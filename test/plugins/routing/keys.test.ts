@@ -234,20 +234,20 @@ t.test('when all keys', async t => {
   async function resting(code: number, headers: Record<string, string> = {}) {
     const providers: Provider[] = [keyed('up', 2, fails(status(code, headers)))]
     const found = await stage(t, { providers, models: { targets: at('up'), retries: 0 } })
-    return { ...found, first: await found.fail(), then: await found.fail() }
+    return { ...found, first: await found.fail(), later: await found.fail() }
   }
 
   t.test('are refused the answer is 502, and a repeat is useless', async t => {
-    const { first, then, expenses } = await resting(401)
+    const { first, later, expenses } = await resting(401)
     t.match(first, { statusCode: 502, wire: 'upstream_error' })
-    t.match(then, { statusCode: 502, wire: 'upstream_error', headers: { 'x-should-retry': 'false' } })
-    t.match(then.message, /refuses every key/)
+    t.match(later, { statusCode: 502, wire: 'upstream_error', headers: { 'x-should-retry': 'false' } })
+    t.match(later.message, /refuses every key/)
     t.equal(expenses.length, 2, 'nobody is asked for it')
   })
 
   t.test('are limited the answer is 429 with the time of the first that is free', async t => {
-    const { then, expenses } = await resting(429, { 'retry-after': '12' })
-    t.match(then, { statusCode: 429, wire: 'upstream_rate_limited', headers: { 'retry-after': '12' } })
+    const { later, expenses } = await resting(429, { 'retry-after': '12' })
+    t.match(later, { statusCode: 429, wire: 'upstream_rate_limited', headers: { 'retry-after': '12' } })
     t.equal(expenses.length, 2)
   })
 
