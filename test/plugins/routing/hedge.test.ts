@@ -424,6 +424,36 @@ t.test('a second attempt', async t => {
   })
 })
 
+t.test('two attempts that are written down at the same time have numbers of their own', async t => {
+  const { promise, open } = gate()
+  let extended = 0
+  const numbers: number[] = []
+  const { run } = await stage(t, {
+    providers: [scripted('up')],
+    models: { targets: at('up') },
+    before: app =>
+      app.gateway.intercept('shape', async (inference, next) => {
+        const answer = await next(inference)
+        inference.hold = {
+          request: inference.request,
+          charges: '[]',
+          async extend() {
+            extended++
+            await promise
+          }
+        }
+        const target = inference.route.targets[0]!
+        const both = Promise.all([app.gateway.open(inference, target), app.gateway.open(inference, target)])
+        open()
+        for (const { number } of await both) numbers.push(number)
+        return answer
+      })
+  })
+  await run()
+  t.strictSame(numbers, [2, 3])
+  t.equal(extended, 2)
+})
+
 t.test('without a time of its own a second attempt', async t => {
   for (const request of [ask, askStream]) {
     t.test(`waits for longer than 19 of 20 calls took, once there were 20, stream: ${request.stream}`, async t => {

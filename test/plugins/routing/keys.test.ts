@@ -2,7 +2,7 @@ import t from 'tap'
 import { UpstreamError } from '../../../schemas/errors.ts'
 import type { Provider, Send } from '../../../schemas/provider.ts'
 import { gate, turn } from '../../upstream.ts'
-import { ask, fails, says, scripted, textOf } from '../kernel.ts'
+import { ask, fails, patient, says, scripted, textOf } from '../kernel.ts'
 import { at, ends, keyed, keysOf, stage, status } from './kit.ts'
 
 /** Refuses these keys with these statuses; answers with the others. */
@@ -116,6 +116,25 @@ t.test('keys', async t => {
     for (let call = 0; call < 4; call++) await run()
     t.equal(keysOf(up).filter(key => key === 0).length, 4, 'and are used as before when they are well')
   })
+
+  for (const [code, refusals, rest] of [
+    [401, 1, minute],
+    [403, 3, minute / 2]
+  ] as const) {
+    t.test(`whose probe after a ${code} is left by its client are probed by the next call`, async t => {
+      const up = keyed('up', 1, ...Array.from({ length: refusals }, () => fails(status(code))), patient, says('x'))
+      const { run, fail, clock } = await stage(t, { providers: [up], models: { targets: at('up') } })
+      for (let call = 0; call < refusals; call++) await fail()
+      clock.advance(rest)
+      const leaving = new AbortController()
+      const probe = fail(ask, { signal: leaving.signal })
+      await turn()
+      t.match(await fail(), { statusCode: 502 }, 'meanwhile nobody else')
+      leaving.abort()
+      await probe
+      t.equal(await textOf(await run()), 'x')
+    })
+  }
 
   t.test('that are refused at one model rest for all of their provider', async t => {
     const up = keyed('up', 2, refusing({ 0: 402 }))

@@ -347,7 +347,7 @@ t.test('after 2,000 calls that end in every way no place is taken, nobody waits 
     queue: { size: 5, timeout: 5 }
   }))
   const timeouts = { total: 20 }
-  const found = await stage(t, {
+  const found: Stage = await stage(t, {
     providers,
     random,
     models: {
@@ -355,8 +355,9 @@ t.test('after 2,000 calls that end in every way no place is taken, nobody waits 
       hedged: { targets, timeouts, hedge: { after: 1 }, fallbacks: ['spare'] },
       spare: { targets: [{ provider: 'one', model: 'spare', concurrency: 2, queue: { size: 2, timeout: 5 } }] }
     },
-    async pause(_, signal) {
+    async pause(milliseconds, signal) {
       await turn()
+      found.clock.advance(milliseconds)
       signal.throwIfAborted()
     },
     before: app =>
