@@ -21,8 +21,14 @@ import sensible from './plugins/sensible.ts'
 import shared from './plugins/shared/index.ts'
 import store from './plugins/store/index.ts'
 import tenantsPlugin from './plugins/tenants/index.ts'
+import anthropic from './providers/anthropic.ts'
+import azureOpenAI from './providers/azure-openai.ts'
 import echo from './providers/echo.ts'
+import gemini from './providers/gemini.ts'
+import llamacpp from './providers/llamacpp.ts'
+import openai from './providers/openai.ts'
 import openaiCompatible from './providers/openai-compatible.ts'
+import vertex from './providers/vertex/index.ts'
 import { type Config, readConfig, type Settings } from './schemas/config.ts'
 import type { Log } from './schemas/gateway.ts'
 import type { Verification } from './schemas/store.ts'
@@ -56,7 +62,13 @@ async function gatewayApp(app: FastifyInstance, settings: Settings, standalone?:
   await app.register(routing, settings)
   for (const [name, provider] of Object.entries(settings.providers)) {
     if (!provider.enabled) continue
+    if (provider.type === 'openai') await app.register(openai, { ...provider, name })
     if (provider.type === 'openai-compatible') await app.register(openaiCompatible, { ...provider, name })
+    if (provider.type === 'anthropic') await app.register(anthropic, { ...provider, name })
+    if (provider.type === 'azure-openai') await app.register(azureOpenAI, { ...provider, name })
+    if (provider.type === 'gemini') await app.register(gemini, { ...provider, name })
+    if (provider.type === 'vertex') await app.register(vertex, { ...provider, name })
+    if (provider.type === 'llamacpp') await app.register(llamacpp, { ...provider, name })
     if (provider.type === 'echo') await app.register(echo, { ...provider, name })
   }
 

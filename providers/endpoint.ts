@@ -1,4 +1,5 @@
-import type { Attempt } from '../schemas/provider.ts'
+import { UpstreamTimeout } from '../schemas/errors.ts'
+import type { Attempt, Health } from '../schemas/provider.ts'
 import { type Redact, redacting } from './faults.ts'
 import { createUpstream, type Reply, type Upstream } from './upstream.ts'
 
@@ -16,6 +17,8 @@ export interface EndpointOptions {
   connections?: number
   /** The most bytes of one event. Default 8 MiB. */
   maxEvent?: number
+  /** Milliseconds for everything that is no call of a model: lists, health, counts. Default 10,000. */
+  patience?: number
 }
 
 /** A provider's address and its credentials. */
@@ -32,8 +35,20 @@ export interface Endpoint {
   post(attempt: Attempt, path: string, body: object, more?: readonly string[]): Promise<Reply>
   /** Headers without those of an attempt, with the key of that index: for listing models and asking for health. */
   headers(key: number): string[]
+  /**
+   * Asks for something besides an answer of a model (a list, a count) with the first key; small and soon, or not at all.
+   * @param question sent as JSON by POST; absent: a GET
+   * @param more headers besides the provider's own, as for `post`
+   * @throws UpstreamError, UpstreamTimeout, or the signal's reason
+   */
+  ask(path: string, signal?: AbortSignal, question?: object, more?: readonly string[]): Promise<Reply>
+  /** Asks a path that costs nothing: healthy is a 200. @throws the signal's reason */
+  probe(path: string, signal?: AbortSignal, more?: readonly string[]): Promise<Health>
   close(): Promise<void>
 }
+
+/** What a list or a count may come to, in bytes. */
+const largestReply = 16 * 1024 * 1024
 
 /** Headers that are the provider's own business, whatever the options say. */
 const neverForwarded = new Set([
@@ -93,8 +108,49 @@ export function createEndpoint(
     return [...headers].flat()
   }
 
+  const patience = options.patience ?? 10_000
+  const timeouts = { connect: patience, headers: patience, firstToken: patience, idle: patience, total: patience }
+
+  async function ask(
+    path: string,
+    signal?: AbortSignal,
+    question?: object,
+    more: readonly string[] = []
+  ): Promise<Reply> {
+    const deadline = AbortSignal.timeout(patience)
+    const either = signal === undefined ? deadline : AbortSignal.any([signal, deadline])
+    const headers = [...ownHeaders(0), ...more]
+    try {
+      if (question === undefined) return await upstream.get(path, headers, either, timeouts, largestReply)
+      const body = JSON.stringify(question)
+      return await upstream.post({
+        path,
+        headers,
+        body,
+        signal: either,
+        timeouts,
+        stream: false,
+        largest: largestReply
+      })
+    } catch (error) {
+      throw error === deadline.reason ? new UpstreamTimeout(`no answer within ${patience} ms.`) : error
+    }
+  }
+
+  async function probe(path: string, signal?: AbortSignal, more?: readonly string[]): Promise<Health> {
+    try {
+      const { status } = await ask(path, signal, undefined, more)
+      return status === 200 ? { ok: true } : { ok: false, detail: `It answered with status ${status}.` }
+    } catch (error) {
+      signal?.throwIfAborted()
+      return { ok: false, detail: error instanceof Error ? error.message : String(error) }
+    }
+  }
+
   return {
     upstream,
+    ask,
+    probe,
     keys: keys.length,
     maxEvent: options.maxEvent ?? 8 * 1024 * 1024,
     redact: redacting(keys, Object.values(options.headers ?? {})),

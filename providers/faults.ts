@@ -68,7 +68,7 @@ function faultOf(
     })
   }
   const plain = status >= 300 && status < 500 ? `it answered with status ${status}.` : (words ?? `status ${status}.`)
-  const blame: Blame = status >= 300 && status < 500 ? 'target' : 'provider'
+  const blame: Blame = (status >= 300 && status < 500) || status === 501 ? 'target' : 'provider'
   return detail(withRetry(new UpstreamError(plain, { cause }), headers), { blame })
 }
 

@@ -61,24 +61,35 @@ export function eventReader(limit: number): EventReader {
 export interface DataReader {
   /** The data of each event that these bytes complete. @throws UpstreamError when one event grows over the limit */
   read(bytes: Buffer): string[]
-  /** The same for an event that lacks its blank line at the end of the stream. */
+  /** The same for an event that lacks its blank line at the end of the stream, or for JSON that is no event at all. */
   end(): string[]
 }
 
-/** @param limit the most bytes that one event may have */
-export function dataReader(limit: number): DataReader {
+/**
+ * @param limit the most bytes that one event may have
+ * @param encoding `latin1` gives every byte as a character, for those who hand on most of it as it is
+ */
+export function dataReader(limit: number, encoding: 'utf8' | 'latin1' = 'utf8'): DataReader {
   const cutter = createCutter(limit)
+
+  function datasOf(whole: Buffer | null): string[] {
+    if (whole === null) return []
+    const datas: string[] = []
+    const events = eventsIn(encoding === 'utf8' ? whole : null, whole.toString('latin1'))
+    for (const { data } of events) if (data !== null && data !== '') datas.push(data)
+    return datas
+  }
+
   return {
     read: bytes => datasOf(cutter.cut(bytes)),
-    end: () => datasOf(cutter.rest())
+    end() {
+      const rest = cutter.rest()
+      const datas = datasOf(rest)
+      // Google, for one, breaks off with an error that is no event.
+      const bare = datas.length === 0 && rest !== null ? rest.toString(encoding).trim() : ''
+      return /^[[{]/.test(bare) ? [bare] : datas
+    }
   }
-}
-
-function datasOf(whole: Buffer | null): string[] {
-  if (whole === null) return []
-  const datas: string[] = []
-  for (const { data } of eventsIn(whole, whole.toString('latin1'))) if (data !== null && data !== '') datas.push(data)
-  return datas
 }
 
 /** Cuts bytes after the last event that is whole and keeps the rest. */
@@ -191,6 +202,7 @@ export class EventFrames implements Frames {
   #events: Iterator<Event> | null = null
   #found: Words | null = null
   #said: Said | null = null
+  #finished: boolean | null = null
 
   constructor(raw: Buffer, last = false, text: string | null = null) {
     this.raw = raw
@@ -199,10 +211,13 @@ export class EventFrames implements Frames {
   }
 
   get finished(): boolean {
-    const text = this.#text()
-    // Where it is, it stands in the last event or two.
-    const last = text.indexOf(finishKey, text.length - 1_024)
-    return (last !== -1 && finish.test(text.slice(last))) || finish.test(text)
+    this.#finished ??= finishIn(this.#text())
+    return this.#finished
+  }
+
+  /** Whether a search of these bytes, each taken as one character, finds what it looks for. */
+  has(search: (text: string) => boolean): boolean {
+    return search(this.#text())
   }
 
   get hasUsage(): boolean {
@@ -232,7 +247,7 @@ export class EventFrames implements Frames {
   }
 
   get hasToken(): boolean {
-    if (spoken.test(this.raw.toString('latin1', 0, Math.min(this.raw.length, 1_024)))) return true
+    if (spoken.test(this.#text().slice(0, 1_024))) return true
     for (const chunk of this) if (isToken(chunk)) return true
     return false
   }
@@ -301,6 +316,12 @@ export class EventFrames implements Frames {
     this.#found ??= wordsIn(this.#text())
     return this.#found
   }
+}
+
+function finishIn(text: string): boolean {
+  // Where it is, it stands in the last event or two.
+  const last = text.indexOf(finishKey, text.length - 1_024)
+  return (last !== -1 && finish.test(text.slice(last))) || finish.test(text)
 }
 
 /** Whether an error or a usage may be told of; false is certain. */
@@ -407,8 +428,11 @@ function eventStart(text: string, position: number): number {
   return 0
 }
 
-/** The events of `raw` from a position on, one at a time; `text` is the latin1 of `raw`: one character a byte. */
-function* eventsIn(raw: Buffer, text: string, from = 0): Generator<Event> {
+/**
+ * The events of `raw` from a position on, one at a time; `text` is the latin1 of `raw`: one character a byte. Without
+ * `raw` their data is latin1, too.
+ */
+function* eventsIn(raw: Buffer | null, text: string, from = 0): Generator<Event> {
   let start = from
   let line = from
   let data: string | null = null
@@ -433,11 +457,12 @@ function* eventsIn(raw: Buffer, text: string, from = 0): Generator<Event> {
 }
 
 /** The value of a `data:` line, without the one space that may follow the colon; null for any other line. */
-function dataOf(raw: Buffer, text: string, start: number, end: number): string | null {
+function dataOf(raw: Buffer | null, text: string, start: number, end: number): string | null {
   if (!text.startsWith('data', start)) return null
   if (end - start === 4) return ''
   if (text[start + 4] !== ':') return null
-  return raw.toString('utf8', text[start + 5] === ' ' ? start + 6 : start + 5, end)
+  const from = text[start + 5] === ' ' ? start + 6 : start + 5
+  return raw === null ? text.slice(from, end) : raw.toString('utf8', from, end)
 }
 
 /** Events that are no JSON are forwarded and otherwise left alone. */

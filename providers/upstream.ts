@@ -20,6 +20,8 @@ export interface Call {
   timeouts: Timeouts
   /** True to get an event stream as it arrives; every other answer comes whole. */
   stream: boolean
+  /** The most bytes of a whole answer. Default 256 MiB. */
+  largest?: number
 }
 
 /** What the provider answered. `reads` is set for an event stream, `body` otherwise. */
@@ -42,7 +44,8 @@ export interface Reads {
 
 export interface Upstream {
   post(call: Call): Promise<Reply>
-  get(path: string, headers: string[], signal: AbortSignal, timeouts: Timeouts): Promise<Reply>
+  /** @param largest the most bytes of the answer */
+  get(path: string, headers: string[], signal: AbortSignal, timeouts: Timeouts, largest?: number): Promise<Reply>
   close(): Promise<void>
 }
 
@@ -73,8 +76,8 @@ export function createUpstream(options: UpstreamOptions): Upstream {
 
   return {
     post: call => exchange(pool, 'POST', base + call.path, call),
-    get: (path, headers, signal, timeouts) =>
-      exchange(pool, 'GET', base + path, { path, headers, body: '', signal, timeouts, stream: false }),
+    get: (path, headers, signal, timeouts, largest) =>
+      exchange(pool, 'GET', base + path, { path, headers, body: '', signal, timeouts, stream: false, largest }),
     close: () => pool.destroy()
   }
 }
@@ -164,7 +167,7 @@ class Exchange implements Dispatcher.DispatchHandler, Reads {
       if (this.#queued >= highWater) controller.pause()
     } else {
       this.#timer?.refresh()
-      if (this.#queued > largestBody) this.#fail(new UpstreamError('its answer is too large.'))
+      if (this.#queued > (this.#call.largest ?? largestBody)) this.#fail(new UpstreamError('its answer is too large.'))
     }
   }
 

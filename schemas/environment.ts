@@ -175,7 +175,8 @@ function providersOf(env: Environment): Record<string, unknown> {
   const keyed = (name: Name) => ({ apiKeys: [`env:${name}`] })
   if (env['OPENAI_API_KEY']) {
     const base = env['OPENAI_BASE'] ? { baseUrl: env['OPENAI_BASE'] } : {}
-    providers['openai'] = { type: 'openai', ...base, ...keyed('OPENAI_API_KEY') }
+    const type = isElsewhere(env['OPENAI_BASE']) ? 'openai-compatible' : 'openai'
+    providers['openai'] = { type, ...base, ...keyed('OPENAI_API_KEY') }
   }
   if (env['OPENROUTER_API_KEY']) {
     const baseUrl = 'https://openrouter.ai/api/v1'
@@ -185,4 +186,10 @@ function providersOf(env: Environment): Record<string, unknown> {
   const baseUrl = env['LLAMA_CPP_BASE'] || env['LLAMACPP_URL']
   if (baseUrl) providers['llamacpp'] = { type: 'llamacpp', baseUrl }
   return { ...providers, ...defaultProviders }
+}
+
+/** Another server under OpenAI's variable: it speaks the wire, but may not know what OpenAI itself does. */
+function isElsewhere(baseUrl: string | undefined): boolean {
+  if (!baseUrl || !URL.canParse(baseUrl)) return false
+  return !/(?:^|\.)api\.openai\.com$/.test(new URL(baseUrl).hostname)
 }

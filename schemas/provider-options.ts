@@ -1,7 +1,7 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { BaseUrl, Count, Credential, Flag, providerName, Words } from './atoms.ts'
+import { BaseUrl, Count, Credential, Flag, providerName, Secret, Words } from './atoms.ts'
 import { Delay, Size } from './duration.ts'
-import { closed, type Filled, named, preset, text } from './shape.ts'
+import { closed, type Filled, named, oneOf, preset, text, toggle } from './shape.ts'
 
 // `providers` of the configuration. What a provider is at run time stands in provider.ts.
 
@@ -56,40 +56,91 @@ const common = {
   maxEvent: preset(Size, '8mb')
 }
 
-const OpenAICompatible = closed({ type: Type.Literal('openai-compatible'), baseUrl: BaseUrl, ...common })
+/** For vendors that take only bytes: links to images and PDFs are read here. */
+const fetchMedia = toggle(
+  closed({
+    /** Of all that one request points at. */
+    maxBytes: preset(Size, '10mb'),
+    /** Addresses of this machine and of private networks, too. */
+    allowPrivate: preset(Flag, false)
+  }),
+  false
+)
+
+const OpenAICompatible = closed({
+  type: Type.Literal('openai-compatible'),
+  baseUrl: BaseUrl,
+  /** Whose server it is, for its peculiarities. Absent: OpenRouter's by its host, else nobody's in particular. */
+  vendor: Type.Optional(oneOf('openrouter', 'litellm', 'vllm', 'ollama')),
+  ...common
+})
+
+/** A value that travels in a header. */
+const Account = text('^[\\x21-\\x7e]+$', 'printable ASCII without white space')
 
 const OpenAI = closed({
-  type: Type.Transform(Type.Literal('openai'))
-    .Decode((): 'openai-compatible' => 'openai-compatible')
-    .Encode((): 'openai' => 'openai'),
+  type: Type.Literal('openai'),
   baseUrl: preset(BaseUrl, 'https://api.openai.com/v1'),
+  organization: Type.Optional(Account),
+  project: Type.Optional(Account),
   ...common
 })
 
 const Anthropic = closed({
   type: Type.Literal('anthropic'),
   baseUrl: preset(BaseUrl, 'https://api.anthropic.com'),
+  /** Of the API. From 2026-10-21 on it takes no sampling parameters. */
+  version: preset(text('^\\d{4}-\\d{2}-\\d{2}$', 'a day such as 2023-06-01'), '2023-06-01'),
+  /** Features of the API to switch on. */
+  beta: preset(Type.Array(text('^[\\x21-\\x2b\\x2d-\\x7e]+$', 'a name without commas and white space')), []),
   ...common
 })
 
 const LlamaCpp = closed({ type: Type.Literal('llamacpp'), baseUrl: BaseUrl, ...common })
 
-const AzureOpenAI = closed({ type: Type.Literal('azure-openai'), baseUrl: BaseUrl, ...common })
+const AzureOpenAI = closed({
+  type: Type.Literal('azure-openai'),
+  baseUrl: BaseUrl,
+  /** The URLs of deployments. Absent: the v1 API. */
+  apiVersion: Type.Optional(text('^\\d{4}-\\d{2}-\\d{2}(-preview)?$', 'a date, as 2024-10-21 or 2025-04-01-preview')),
+  /** How `apiKeys` travel: tokens of Entra as `bearer`. */
+  auth: preset(oneOf('api-key', 'bearer'), 'api-key'),
+  /** An application of Microsoft Entra, in place of `apiKeys`. */
+  entra: Type.Optional(
+    closed({
+      tenantId: text('^([0-9A-Za-z][0-9A-Za-z.-]*|env:\\w+)$', 'the id of a directory, or its domain'),
+      clientId: Words,
+      clientSecret: Secret,
+      /** Other clouds have their own, and their own scope. */
+      authority: preset(BaseUrl, 'https://login.microsoftonline.com'),
+      scope: preset(Words, 'https://cognitiveservices.azure.com/.default')
+    })
+  ),
+  ...common
+})
 
 const Gemini = closed({
   type: Type.Literal('gemini'),
   baseUrl: preset(BaseUrl, 'https://generativelanguage.googleapis.com'),
+  safetySettings: preset(Type.Array(closed({ category: Words, threshold: Words })), []),
+  fetchMedia,
   ...common
 })
 
 const Vertex = closed({
   type: Type.Literal('vertex'),
-  project: Words,
-  location: Words,
+  /** Absent with `apiKeys`: the express mode. */
+  project: Type.Optional(Words),
+  /** A region, `us`, `eu` or `global`. */
+  location: preset(Words, 'global'),
   /** Absent: the location's own address. */
   baseUrl: Type.Optional(BaseUrl),
   /** A service account: the path of its file or its JSON. Absent: the machine's own identity. */
   credentials: Type.Optional(Type.String({ minLength: 1, hidden: true })),
+  /** Where tokens are asked for in place of Google, for tests. */
+  tokenUrl: Type.Optional(BaseUrl),
+  safetySettings: preset(Type.Array(closed({ category: Words, threshold: Words })), []),
+  fetchMedia,
   ...common
 })
 
@@ -128,7 +179,7 @@ export const defaultProviders: Record<string, ProviderOptions> = { echo: { type:
 
 /** One entry of `providers` as it is written. */
 export type ProviderOptions = Static<typeof ProviderOptions>
-/** The same with its defaults; `openai` has become `openai-compatible`. */
+/** The same with its defaults. */
 export type ProviderSettings = Filled<typeof ProviderOptions>
 
 // Patterns of JSON Schema have no flags.

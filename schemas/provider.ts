@@ -35,6 +35,8 @@ export interface ModelInfo {
   readonly ownedBy?: string
   /** Tokens, input and output together. */
   readonly contextLength?: number
+  /** As the vendor lists it, for information: what a call costs may depend on more. */
+  readonly price?: Price
 }
 
 export interface Health {
@@ -76,8 +78,11 @@ export interface Provider {
   readonly keys?: number
   /** What a call costs by this adapter's own word, USD per million tokens: the echo is free. */
   readonly price?: Price
-  /** Whose price list applies: a vendor by its name in the built-in table, else the one that owns the URL. */
-  readonly pricing?: { readonly vendor?: string; readonly url?: string }
+  /**
+   * Whose price list applies: a vendor by its name in the built-in table, else the one that owns the URL. `charges`: what
+   * its usage names as `cost` is what it charges, in USD, and wins over every price.
+   */
+  readonly pricing?: { readonly vendor?: string; readonly url?: string; readonly charges?: boolean }
   /**
    * Asks the model. A whole answer when `attempt.request.stream` is not true, else frames; resolves with the response's
    * headers and ends with the attempt's signal. What it has to leave out of the request it adds to

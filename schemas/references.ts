@@ -29,6 +29,9 @@ export function checkReferences(config: unknown, report: Report): void {
     checkTargets(entriesOf(options), ['models', alias], root['providers'] ?? defaultProviders, report)
   }
   checkLoops(models, report)
+  for (const [name, provider] of Object.entries(entriesOf(root['providers']))) {
+    checkProvider(entriesOf(provider), ['providers', name], report)
+  }
   checkKeys(root, report)
   checkSwitches(root, report)
   const cors = entriesOf(entriesOf(root['server'])['cors'])
@@ -45,6 +48,25 @@ function checkSwitches(root: Entries, report: Report): void {
   }
   if (plugins['budgets'] === false && root['budget'] !== undefined && root['budget'] !== null) {
     report.say(['budget'], 'a limit while plugins.budgets is false', 'nothing, or plugins.budgets true')
+  }
+}
+
+/** What one key of a provider makes of another. */
+function checkProvider(provider: Entries, path: Path, report: Report): void {
+  const { type, baseUrl, apiVersion, entra, project, credentials } = provider
+  const hasKeys = listOf(provider['apiKeys']).length > 0
+  if (type === 'azure-openai' && entra !== undefined && hasKeys) {
+    report.say([...path, 'entra'], 'apiKeys beside it', 'one of the two')
+  }
+  const isDeployment = typeof baseUrl === 'string' && baseUrl.includes('/deployments/')
+  if (type === 'azure-openai' && apiVersion === undefined && isDeployment) {
+    report.say([...path, 'apiVersion'], 'nothing', 'a date, as 2024-10-21, for the URL of a deployment')
+  }
+  if (type === 'vertex' && project === undefined && !hasKeys) {
+    report.say([...path, 'project'], 'nothing', 'the id of a project, or apiKeys for the express mode')
+  }
+  if (type === 'vertex' && hasKeys && (project !== undefined || credentials !== undefined)) {
+    report.say([...path, 'apiKeys'], 'a project or credentials beside them', 'apiKeys alone, for the express mode')
   }
 }
 

@@ -6,11 +6,6 @@ import { isRecord } from './reader.ts'
  * goes when its feature comes.
  */
 export const unbuilt: readonly string[] = [
-  'providers.*.type=anthropic',
-  'providers.*.type=llamacpp',
-  'providers.*.type=azure-openai',
-  'providers.*.type=gemini',
-  'providers.*.type=vertex',
   'plugins.cache',
   'plugins.structuredOutput',
   'plugins.opa',

@@ -8,7 +8,7 @@ const root = join(import.meta.dirname, '..')
 /** Plugins that own routes, and so may speak of requests and replies. */
 const transports = ['http', 'chat-completions', 'proxy', 'models', 'health', 'admin']
 /** What providers share: single files, and the wires that several vendors speak. */
-const shared = ['upstream', 'endpoint', 'faults', 'stream', 'sse', 'recall', 'media'].map(
+const shared = ['upstream', 'endpoint', 'faults', 'stream', 'sse', 'recall', 'media', 'tokens'].map(
   name => `providers/${name}.ts`
 )
 
@@ -38,7 +38,7 @@ function faultsOf(file: string, source: string): string[] {
 }
 
 function mayImport(file: string, target: string): boolean {
-  if (file === 'app.ts') return true
+  if (file === 'app.ts') return !target.startsWith('testing/')
   if (target.startsWith('schemas/')) return true
   if (file === 'server.ts') return target === 'app.ts'
   if (file.startsWith('plugins/')) return unitOf(file) === unitOf(target)
@@ -47,6 +47,7 @@ function mayImport(file: string, target: string): boolean {
   if (file.startsWith('providers/')) {
     return shared.includes(target) || target.startsWith('providers/wires/') || unitOf(file) === unitOf(target)
   }
+  if (file.startsWith('testing/')) return target.startsWith('testing/')
   return false
 }
 
@@ -64,8 +65,8 @@ function mayTransport(file: string): boolean {
   return file.startsWith('plugins/') && transports.includes(unitOf(file).slice('plugins/'.length))
 }
 
-const files = globSync(['app.ts', 'server.ts', '{schemas,plugins,providers}/**/*.ts'], { cwd: root }).map(file =>
-  file.replaceAll('\\', '/')
+const files = globSync(['app.ts', 'server.ts', '{schemas,plugins,providers,testing}/**/*.ts'], { cwd: root }).map(
+  file => file.replaceAll('\\', '/')
 )
 
 t.test('the source keeps to its boundaries', async t => {
@@ -134,6 +135,11 @@ t.test('forged lines are found', async t => {
     ['schemas/errors.ts', "import { Call } from '../plugins/gateway/call.ts'", 'imports plugins/gateway/call.ts'],
     ['schemas/errors.ts', "import { eventReader } from '../providers/sse.ts'", 'imports providers/sse.ts'],
     ['schemas/errors.ts', "import modelGateway from '../app.ts'", 'imports app.ts'],
+    ['app.ts', "import { seeded } from './testing/index.ts'", 'imports testing/index.ts'],
+    ['schemas/errors.ts', "import { seeded } from '../testing/index.ts'", 'imports testing/index.ts'],
+    ['providers/echo.ts', "import { seeded } from '../testing/index.ts'", 'imports testing/index.ts'],
+    ['testing/provider.ts', "import echo from '../providers/echo.ts'", 'imports providers/echo.ts'],
+    ['testing/provider.ts', "import { build } from '../test/helper.ts'", 'imports test/helper.ts'],
     ['app.ts', 'const port = process.env.PORT', 'reads the environment'],
     ['app.ts', "const port = process.env['PORT']", 'reads the environment'],
     ['plugins/auth.ts', "const port = process['env']", 'reads the environment'],

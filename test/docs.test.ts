@@ -46,7 +46,7 @@ t.test('relative links lead somewhere', async t => {
 })
 
 t.test('every plugin and every provider has a page, and every page its subject', async t => {
-  const shared = ['endpoint', 'faults', 'media', 'recall', 'sse', 'stream', 'upstream', 'wires']
+  const shared = ['endpoint', 'faults', 'media', 'recall', 'sse', 'stream', 'tokens', 'upstream', 'wires']
   for (const kind of ['plugins', 'providers']) {
     const subjects = readdirSync(join(root, kind))
       .map(name => name.replace(/\.ts$/, ''))
@@ -55,6 +55,11 @@ t.test('every plugin and every provider has a page, and every page its subject',
     t.same(described.sort(), subjects.sort(), kind)
     for (const name of subjects) t.match(read('docs/README.md'), `](${kind}/${name}.md)`)
   }
+})
+
+t.test('the page on providers shows the example that test/package.test.ts runs', async t => {
+  for (const name of ['provider.ts', 'provider.test.ts'])
+    t.ok(read('docs/writing-a-provider.md').includes(`\`\`\`ts\n${read(`examples/provider/${name}`)}\`\`\`\n`), name)
 })
 
 t.test('every decision is listed', async t => {

@@ -178,6 +178,8 @@ t.test('the package', async t => {
       t.notOk(existsSync(join(home, 'node_modules/fastify')), 'there is one fastify')
     })
 
+    cpSync(join(root, 'examples/provider'), join(consumer, 'provider'), { recursive: true })
+
     t.test('type-checks', async t => {
       writeFileSync(join(consumer, 'host.ts'), host)
       for (const [module, moduleResolution] of [
@@ -190,9 +192,11 @@ t.test('the package', async t => {
           target: 'es2024',
           types: ['node'],
           strict: true,
-          noEmit: true
+          noEmit: true,
+          allowImportingTsExtensions: true
         }
-        writeFileSync(join(consumer, 'tsconfig.json'), JSON.stringify({ compilerOptions, files: ['host.ts'] }))
+        const files = ['host.ts', 'provider/provider.ts', 'provider/provider.test.ts']
+        writeFileSync(join(consumer, 'tsconfig.json'), JSON.stringify({ compilerOptions, files }))
         const { code, stdout } = await run(consumer, join(root, 'node_modules/.bin/tsc'), ['-p', '.'])
         t.equal(code, 0, `${moduleResolution}: ${stdout}`)
       }
@@ -221,6 +225,22 @@ t.test('the package', async t => {
       t.match(single.stdout, 'Hello, kernel')
       await serves(t, 'node', ['embedding.ts'], consumer, '/llm')
     })
+  })
+
+  t.test('a provider of somebody else', { skip }, async t => {
+    const folder = join(consumer, 'provider')
+    for (const name of ['provider.ts', 'provider.test.ts'])
+      for (const [, from = ''] of readFileSync(join(folder, name), 'utf8').matchAll(/ from '([^']+)'/g))
+        t.match(from, /^(fastify-model-gateway(\/|$)|fastify$|node:|\.\/provider\.ts$)/, name)
+    const [, smallest = ''] =
+      /```ts\n(.*?)```/s.exec(readFileSync(join(root, 'docs/writing-a-provider.md'), 'utf8')) ?? []
+    writeFileSync(join(folder, 'smallest.ts'), smallest)
+    t.equal((await run(folder, 'node', ['smallest.ts'])).stdout, 'HELLO\n', 'the smallest of the page')
+    const { code, stdout } = await run(folder, 'node', ['--test', '--test-reporter=tap'])
+    t.equal(code, 0, code === 0 ? 'it passes' : stdout)
+    t.match(stdout, /^# pass [5-9]\d$/m, 'it runs the suite')
+    t.match(stdout, 'ok 1 - acme conforms')
+    t.match(stdout, 'ok 2 - acme: conversations cross without loss')
   })
 
   const production = join(folder, 'production')

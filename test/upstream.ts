@@ -1,3 +1,3 @@
-export * from './upstream/openai.ts'
-export * from './upstream/replies.ts'
-export * from './upstream/server.ts'
+export * from '../testing/upstream/openai.ts'
+export * from '../testing/upstream/replies.ts'
+export * from '../testing/upstream/server.ts'

@@ -106,7 +106,7 @@ function createPricing(table: Table | null, log: Log, now: () => number): Pricin
     table,
     of: target => find(target)?.card ?? null,
     cost(target, usage) {
-      if (usage.charge !== null) return usage.charge
+      if (usage.charge !== null && target.provider.pricing?.charges === true) return usage.charge
       const priced = find(target)
       return priced === null ? null : costOf(priced.sheet, usage)
     },

@@ -258,9 +258,17 @@ t.test('an estimate is plain input and output in the right tier', async t => {
 t.test("the provider's own charge wins over every price, and is known where no price is", async t => {
   const { pricing } = await priced(t)
   const charged = used({ input: million, charge: 7 })
-  t.equal(pricing.cost(costing({ input: 1, output: 1 }), charged), 7)
-  t.equal(pricing.cost(at('http://localhost:8000/v1', 'llama'), charged), 7)
-  t.equal(pricing.cost(costing({ input: 1, output: 1 }), used({ input: million, charge: 0 })), 0)
+  const charging = { pricing: { url: 'http://localhost:8000/v1', charges: true } }
+  t.equal(pricing.cost(costing({ input: 1, output: 1 }, charging), charged), 7)
+  t.equal(pricing.cost({ ...at('', 'llama'), provider: provider(charging) }, charged), 7)
+  t.equal(pricing.cost(costing({ input: 1, output: 1 }, charging), used({ input: million, charge: 0 })), 0)
+})
+
+t.test('a cost that a provider names is no charge where the provider is not known to charge by it', async t => {
+  const { pricing } = await priced(t)
+  const charged = used({ input: million, charge: 7 })
+  t.equal(pricing.cost(costing({ input: 1, output: 1 }), charged), 1e9)
+  t.equal(pricing.cost(at('http://localhost:8000/v1', 'llama'), charged), null)
 })
 
 t.test("the target's price wins over the provider's word, that over the table", async t => {

@@ -1,8 +1,9 @@
 import t, { type Test } from 'tap'
 import type { ModelGatewayOptions } from '../../app.ts'
-import { providerConformance, type Speech, type Vendor } from '../conformance/provider.ts'
+import { conversationsCross } from '../conformance/conversations.ts'
+import { openaiVendor, providerConformance, type Subject } from '../conformance/provider.ts'
 import { build } from '../helper.ts'
-import { chunks, completion, failure, json, sse, startUpstream } from '../upstream.ts'
+import { startUpstream } from '../upstream.ts'
 
 async function provider(t: Test, options: NonNullable<ModelGatewayOptions['providers']>[string]) {
   const app = await build(t, { providers: { own: options } })
@@ -10,34 +11,19 @@ async function provider(t: Test, options: NonNullable<ModelGatewayOptions['provi
   return app.gateway.providers.get('own')!
 }
 
-function usageOf({ inputTokens, outputTokens }: Speech) {
-  return { prompt_tokens: inputTokens, completion_tokens: outputTokens, total_tokens: inputTokens + outputTokens }
-}
-
-providerConformance(t, {
+const openaiCompatible: Subject = {
   name: 'openai-compatible',
   async start(t) {
     const upstream = await startUpstream()
     t.teardown(() => upstream.close())
-    const vendor: Vendor = {
-      upstream,
-      whole: (speech, options) =>
-        json(
-          completion({ content: speech.text.join(''), finish_reason: speech.finish, usage: usageOf(speech) }),
-          options
-        ),
-      stream: (speech, options) =>
-        sse(chunks(speech.text, { finish_reason: speech.finish, usage: usageOf(speech) }), options),
-      refusal: (status, message) => failure(status, { message }),
-      failing: (speech, message) =>
-        sse([...chunks(speech.text, { finish_reason: null }), { error: { message, code: 502 } }], { done: false })
-    }
-    return {
-      vendor,
-      provider: await provider(t, { type: 'openai-compatible', baseUrl: upstream.url, apiKeys: ['sk-one'] })
-    }
+    const keys = ['sk-first-key-of-two', 'pk-other-key-of-two']
+    const options = { type: 'openai-compatible' as const, baseUrl: upstream.url, apiKeys: keys }
+    return { provider: await provider(t, options), vendor: openaiVendor(upstream), keys }
   }
-})
+}
+
+providerConformance(t, openaiCompatible)
+conversationsCross(t, openaiCompatible)
 
 providerConformance(t, {
   name: 'echo',

@@ -147,7 +147,7 @@ t.test('every type of provider is known with its own defaults', async t => {
   })
   t.match(providers, {
     compatible: { type: 'openai-compatible', baseUrl: 'http://a.example/v1' },
-    openai: { type: 'openai-compatible', baseUrl: 'https://api.openai.com/v1', apiKeys: ['sk-1', 'sk-2'] },
+    openai: { type: 'openai', baseUrl: 'https://api.openai.com/v1', apiKeys: ['sk-1', 'sk-2'] },
     claude: { type: 'anthropic', baseUrl: 'https://api.anthropic.com' },
     local: { type: 'llamacpp', baseUrl: 'HTTP://127.0.0.1:8081' },
     azure: { type: 'azure-openai', baseUrl: 'https://res.openai.azure.com' },
@@ -302,6 +302,7 @@ t.test('the types say what must be written and what is always there', async t =>
   for (const provider of Object.values(settings.providers)) {
     const types:
       | 'openai-compatible'
+      | 'openai'
       | 'anthropic'
       | 'llamacpp'
       | 'azure-openai'

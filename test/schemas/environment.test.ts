@@ -18,7 +18,7 @@ t.test('without a file the echo provider is there, and every provider whose vari
     }
   )
   t.match(providers, {
-    openai: { type: 'openai-compatible', baseUrl: 'https://api.openai.com/v1', apiKeys: ['sk-1'] },
+    openai: { type: 'openai', baseUrl: 'https://api.openai.com/v1', apiKeys: ['sk-1'] },
     openrouter: { type: 'openai-compatible', baseUrl: 'https://openrouter.ai/api/v1', apiKeys: ['sk-2'] },
     anthropic: { type: 'anthropic', baseUrl: 'https://api.anthropic.com', apiKeys: ['sk-3'] },
     llamacpp: { type: 'llamacpp', baseUrl: 'http://127.0.0.1:8081', apiKeys: [] },
@@ -36,9 +36,21 @@ t.test('OPENAI_BASE moves the openai provider, LLAMA_CPP_BASE wins over LLAMACPP
       LLAMA_CPP_BASE: 'http://a'
     }
   )
-  t.equal(providers['openai']?.baseUrl, 'http://litellm:4000/v1')
+  t.match(providers['openai'], { type: 'openai-compatible', baseUrl: 'http://litellm:4000/v1' })
   t.equal(providers['llamacpp']?.baseUrl, 'http://a')
   t.strictSame(Object.keys(settingsOf({}, { OPENAI_BASE: 'http://litellm:4000/v1' }).providers), ['echo'])
+})
+
+t.test('OPENAI_BASE that is still OpenAI, such as a region of it, stays what it is', async t => {
+  for (const [base, type] of Object.entries({
+    'https://api.openai.com/v1': 'openai',
+    'https://eu.api.openai.com/v1': 'openai',
+    'https://api.openai.com.example/v1': 'openai-compatible',
+    'https://notapi.openai.com': 'openai-compatible'
+  })) {
+    t.match(settingsOf({}, { OPENAI_API_KEY: 'sk', OPENAI_BASE: base }).providers['openai'], { type, baseUrl: base })
+  }
+  t.match(faultsOf({}, { OPENAI_API_KEY: 'sk', OPENAI_BASE: 'not a url' }), [/^providers\.openai\.baseUrl/])
 })
 
 t.test('a file with providers gets none from the environment', async t => {

@@ -136,14 +136,13 @@ t.test('every bad name of a map is told', async t => {
 t.test('a provider is judged by the branch that its type names', async t => {
   t.strictSame(faultsOf({ providers: { a: { type: 'openai-compatible', word: 1 } } }), [
     `providers.a.baseUrl: found nothing; allowed: ${url}`,
-    'providers.a.word: unknown key; known keys: type, baseUrl, apiKeys, headers, enabled, forwardHeaders, streamUsage, connections, maxEvent'
+    'providers.a.word: unknown key; known keys: type, baseUrl, vendor, apiKeys, headers, enabled, forwardHeaders, streamUsage, connections, maxEvent'
   ])
   t.strictSame(faultsOf({ providers: { a: { type: 'echo', word: 1 } } }), [
     'providers.a.word: unknown key; did you mean words?'
   ])
   t.strictSame(faultsOf({ providers: { a: { type: 'vertex' } } }), [
-    'providers.a.project: found nothing; allowed: a text that is not empty',
-    'providers.a.location: found nothing; allowed: a text that is not empty'
+    'providers.a.project: found nothing; allowed: the id of a project, or apiKeys for the express mode'
   ])
 })
 

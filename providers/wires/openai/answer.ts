@@ -1,10 +1,12 @@
-import type { ChatCompletion, CompletionUsage } from '../../../schemas/chat.ts'
-import { UpstreamError } from '../../../schemas/errors.ts'
+import type { ChatCompletion, ChatRequest, CompletionUsage } from '../../../schemas/chat.ts'
+import { type GatewayError, UpstreamError } from '../../../schemas/errors.ts'
 import type { Answer } from '../../../schemas/gateway.ts'
+import type { Endpoint } from '../../endpoint.ts'
 import { type Redact, type VendorError, vendorFault } from '../../faults.ts'
 import { eventReader, type Read } from '../../sse.ts'
-import { isEncoded, type Step, type StreamReader } from '../../stream.ts'
+import { isEncoded, type Step, type StreamReader, streamedAnswer } from '../../stream.ts'
 import type { Reply } from '../../upstream.ts'
+import type { Mender } from './mend.ts'
 
 const errorKey = /"error"\s*:\s*[^n\s]|"object"\s*:\s*"error"/
 const usageKey = /(?<=[{,\s])"usage"\s*:\s*/g
@@ -17,19 +19,37 @@ const cheapToParse = 512
 const openBrace = 123
 const closeBrace = 125
 
-/** A whole answer, untouched: parsed when somebody reads it, and here only when it may hold an error. */
-export function wholeAnswer(reply: Reply, redact: Redact): Answer {
+/**
+ * The answer to a request, whole or as a stream, as it was asked for.
+ * @param mender makes anew what is not well formed; null for a vendor whose answers always are
+ */
+export function answerTo(
+  request: ChatRequest,
+  reply: Reply,
+  { maxEvent, redact }: Pick<Endpoint, 'maxEvent' | 'redact'>,
+  mender: Mender | null
+): Answer {
+  if (reply.reads !== null) return streamedAnswer(reply, reply.reads, chunkReader(reply, maxEvent, redact, mender))
+  const answer = wholeAnswer(reply, redact, mender)
+  if (request.stream === true) throw new UpstreamError('it answered a stream request with something else.')
+  return answer
+}
+
+/** A whole answer, untouched: parsed when somebody reads it, and here only when it may hold an error or need mending. */
+export function wholeAnswer(reply: Reply, redact: Redact, mender: Mender | null = null): Answer {
   const raw = reply.body ?? Buffer.alloc(0)
-  if (reply.status !== 200) throw vendorFault(reply.status, errorIn(parse(raw)), reply.headers, redact)
+  if (reply.status !== 200) throw faultOf(reply.status, errorIn(parse(raw)), reply.headers, redact)
   if (isEncoded(reply)) throw new UpstreamError('it compressed an answer that nobody asked to.')
   if (!looksWhole(raw)) throw new UpstreamError('its answer is not JSON.')
   let body: ChatCompletion | null = null
   let usage: CompletionUsage | null | undefined
-  if (errorKey.test(raw.toString('latin1'))) {
-    const parsed = parse(raw)
-    const error = errorIn(parsed)
-    if (error !== null) throw vendorFault(statusOf(error), error, reply.headers, redact)
+  const text = raw.toString('latin1')
+  if (errorKey.test(text)) {
+    const error = errorIn(parse(raw))
+    if (error !== null) throw faultOf(statusOf(error), error, reply.headers, redact)
   }
+  const mended = mender === null ? null : mender.whole(text, () => completionOf(raw))
+  if (mended !== null) return { stream: false, raw: null, body: mended }
   return {
     stream: false,
     raw,
@@ -84,18 +104,32 @@ function isUsage(value: unknown): value is CompletionUsage {
 }
 
 /** Reads a stream of OpenAI's events: forwarded as they are, looked into only for errors. */
-export function chunkReader(reply: Reply, maxEvent: number, redact: Redact): StreamReader {
+export function chunkReader(
+  reply: Reply,
+  maxEvent: number,
+  redact: Redact,
+  mender: Mender | null = null
+): StreamReader {
   const events = eventReader(maxEvent)
 
   function step({ frames, done }: Read): Step {
     const failed = frames === null ? null : frames.fault
-    if (failed === null) return { frames, done, fault: null }
-    const { error, before } = failed
-    const fault = vendorFault(statusOf(error), asVendorError(error), reply.headers, redact)
-    return { frames: before, done: true, fault }
+    const whole = failed === null ? frames : failed.before
+    const mended = mender === null ? { frames: whole, fault: null } : mender.frames(whole, done && failed === null)
+    if (failed === null) return { frames: mended.frames, done: done || mended.fault !== null, fault: mended.fault }
+    const { error } = failed
+    return { frames: mended.frames, done: true, fault: faultOf(statusOf(error), error, reply.headers, redact) }
   }
 
   return { read: bytes => step(events.read(bytes)), end: () => step(events.end()) }
+}
+
+/** What a question besides chat was answered with: a list, a count. @throws the fault of a status that is not 200 */
+export function jsonIn(reply: Reply, redact: Redact): unknown {
+  const body = parse(reply.body ?? Buffer.alloc(0))
+  if (reply.status !== 200) throw faultOf(reply.status, errorIn(body), reply.headers, redact)
+  if (body === undefined) throw new UpstreamError('its answer is not JSON.')
+  return body
 }
 
 /** JSON objects begin and end with a brace; a truncated one does not. Cheaper than parsing what we only hand on. */
@@ -124,19 +158,56 @@ function parse(raw: Buffer): unknown {
 }
 
 /** The error in a body: OpenAI's object, a bare string, the body itself (old vLLM), or one inside a choice (OpenRouter). */
-function errorIn(body: unknown): VendorError | string | null {
+function errorIn(body: unknown): unknown {
   if (typeof body !== 'object' || body === null) return null
-  if ('error' in body && body.error) return asVendorError(body.error)
-  if ('object' in body && body.object === 'error') return asVendorError(body)
+  if ('error' in body && body.error) return body.error
+  if ('object' in body && body.object === 'error') return body
   if ('choices' in body && Array.isArray(body.choices)) {
-    for (const choice of body.choices) if (choice?.error) return asVendorError(choice.error)
+    for (const choice of body.choices) if (choice?.error) return choice.error
   }
   return null
 }
 
-function asVendorError(error: unknown): VendorError | string {
-  if (typeof error === 'string') return error
-  return typeof error === 'object' && error !== null ? error : { message: 'an error without words' }
+/** A vendor's error under OpenAI's own codes, where it is one of those that decide what is tried next. */
+function faultOf(status: number, error: unknown, headers: Reply['headers'], redact: Redact): GatewayError {
+  if (error === null) return vendorFault(status, null, headers, redact)
+  const said = asVendorError(error)
+  if (isTooLong(said)) return vendorFault(status || 400, { ...said, code: tooLong }, headers, redact)
+  // A moderation's 403 is about the request, not about our key.
+  const refused = isModerated(said)
+  const code = refused ? 'content_policy_violation' : (said.metadata?.error_type ?? said.code)
+  return vendorFault(refused ? 400 : status, { ...said, code }, headers, redact)
+}
+
+/** OpenAI's error with what others put into it: OpenRouter its own words for what happened. */
+interface WireError extends VendorError {
+  readonly metadata?: { readonly error_type?: unknown; readonly flagged_input?: unknown; readonly patterns?: unknown }
+}
+
+function asVendorError(error: unknown): WireError {
+  if (typeof error === 'string') return { message: error }
+  if (typeof error !== 'object' || error === null) return { message: 'an error without words' }
+  const said: WireError = { ...error }
+  const metadata = typeof said.metadata === 'object' && said.metadata !== null ? said.metadata : undefined
+  // LiteLLM writes Python's word for null.
+  return { ...said, metadata, param: said.param === 'None' ? null : said.param }
+}
+
+const tooLong = 'context_length_exceeded'
+/** vLLM, xAI and what LiteLLM passes on of OpenAI; llama.cpp behind Ollama; LiteLLM itself. */
+const tooLongWords =
+  /maximum (?:context|model|prompt) length|exceeds the (?:available )?context (?:size|length|window)|ContextWindowExceededError/
+
+function isTooLong({ code, type, message, metadata }: WireError): boolean {
+  if (code === tooLong || metadata?.error_type === tooLong || type === 'exceed_context_size_error') return true
+  return typeof message === 'string' && tooLongWords.test(message)
+}
+
+function isModerated({ code, metadata }: WireError): boolean {
+  if (metadata === undefined) return false
+  const { error_type: type, flagged_input: flagged, patterns } = metadata
+  if (type === 'content_policy_violation' || type === 'refusal') return true
+  return Number(code) === 403 && (flagged !== undefined || patterns !== undefined)
 }
 
 /** Servers that answer 200 say the status in the error's code, as a number or as its text. */

@@ -26,7 +26,13 @@ export function toUpstream(request: ChatRequest, dialect: Dialect): ChatRequest 
 
 /** OpenAI itself refuses `max_tokens` for its reasoning models; older servers know nothing else. */
 export function outputCapOf(baseUrl: string): Dialect['outputCap'] {
-  return new URL(baseUrl).hostname === 'api.openai.com' ? 'max_completion_tokens' : 'max_tokens'
+  return isHost(baseUrl, 'api.openai.com') ? 'max_completion_tokens' : 'max_tokens'
+}
+
+/** Whether a URL leads to this host or to one below it, such as a region's. */
+export function isHost(baseUrl: string, host: string): boolean {
+  const { hostname } = new URL(baseUrl)
+  return hostname === host || hostname.endsWith(`.${host}`)
 }
 
 /** Base URLs are given with and without `/v1`; the vendor's own path, if there is another one, is kept. */
