@@ -78,6 +78,8 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
   let batch = 0
   let epoch = 0
   let sending = false
+  /** Closed: what can still be told is told, and nothing is tried again. */
+  let over = false
   let scheduled = false
   let syncing = false
   /** Why the last call failed, to say it once. */
@@ -138,7 +140,7 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
   }
 
   function schedule(): void {
-    if (scheduled || sending || shared.down !== null) return
+    if (scheduled || sending || isDone() || shared.down !== null) return
     scheduled = true
     queueMicrotask(send)
   }
@@ -147,9 +149,14 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
     scheduled = false
     if (sending) return
     sending = true
-    while (shared.down === null && (waiting.length > 0 || dirty.length > 0)) await once()
+    while (!isDone() && shared.down === null && (waiting.length > 0 || dirty.length > 0)) await once()
     sending = false
     if (shared.down !== null) giveUp(waiting.splice(0), shared.down)
+    else if (isDone()) giveUp(waiting.splice(0), 'this gateway is closing')
+  }
+
+  function isDone(): boolean {
+    return over && failed !== null
   }
 
   async function once(): Promise<void> {
@@ -179,7 +186,7 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
     for (const account of scopes) announce(account)
     giveUp(requests, reason)
     // Not at once again: the connection's breaker counts, or the heartbeat finds out what was lost.
-    if (shared.down === null) await new Promise(resolve => setTimeout(resolve, 20))
+    if (!isDone() && shared.down === null) await new Promise(resolve => setTimeout(resolve, 20))
   }
 
   /** What goes into the next call: requests in order, then accounts of which Redis has old numbers. */
@@ -514,6 +521,7 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
       schedule()
     },
     close() {
+      over = true
       clearInterval(timer)
       for (const death of deaths) clearTimeout(death)
     }

@@ -12,7 +12,7 @@ type Table = RoutingTable<ModelOptions>
 export function createReload(
   source: () => Promise<Table>,
   first: Table,
-  models: Pick<Models, 'replace' | 'check'>,
+  models: Pick<Models, 'prepare'>,
   gateway: Gateway
 ): Reload {
   const { log } = gateway
@@ -22,7 +22,7 @@ export function createReload(
 
   async function reload(dryRun: boolean, actor: string): Promise<Reloaded> {
     const next = await source()
-    models.check(next)
+    const replace = models.prepare(next)
     const changes = changesBetween(current, next)
     const restart = next.restart ?? []
     const before = current.hash ?? null
@@ -30,7 +30,7 @@ export function createReload(
     // What only is written otherwise has another hash too, and it is the one of the file.
     const applied = !dryRun && (changes.length > 0 || hash !== before)
     if (applied) {
-      models.replace(next)
+      replace()
       current = next
       const config = hash === null ? null : shortHash(hash)
       log.info({ changes: changes.map(({ path }) => path), config, actor }, 'the routing table has changed')

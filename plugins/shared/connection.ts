@@ -222,6 +222,7 @@ export function createConnection({ url, timeout, prefix, log }: ConnectionOption
     duplicate: () => redis.duplicate({ enableOfflineQueue: true, maxRetriesPerRequest: null, lazyConnect: false }),
     close() {
       closed = true
+      down = 'the connection is closed'
       if (timer !== null) clearInterval(timer)
       redis.disconnect()
     }

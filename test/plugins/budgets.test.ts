@@ -6,6 +6,7 @@ import t, { type Test } from 'tap'
 import { UpstreamError } from '../../schemas/errors.ts'
 import type { Inference } from '../../schemas/gateway.ts'
 import type { Provider } from '../../schemas/provider.ts'
+import type { Shared } from '../../schemas/shared.ts'
 import type { BudgetLimit } from '../../schemas/tenants.ts'
 import { budgetConformance, messageOf, until } from '../conformance/budgets.ts'
 import { startRedis } from '../services/index.ts'
@@ -227,6 +228,41 @@ t.test('a process that starts while Redis is away has no share of any budget', a
   budget('free', null)
   t.match(await rejection(ask({})), { wire: 'limits_unavailable', statusCode: 503 })
   await ask({ tenant: 'free' })
+})
+
+t.test('a gateway that is closed while Redis fails asks it no more, and lets its process end', async t => {
+  let asked = 0
+  const fake: Shared = {
+    instance: 'one',
+    prefix: '',
+    onRedisDown: 'deny',
+    // Its breaker is closed: one failure is none yet.
+    down: null,
+    processes: 1,
+    instances: ['one'],
+    generation: 'g',
+    async run() {
+      asked++
+      throw new Error('there was no answer')
+    },
+    get: async () => null,
+    set: async () => true,
+    async delete() {},
+    publish() {},
+    subscribe() {},
+    onState() {},
+    onDeath() {}
+  }
+  const { app, ask, budget } = await kit(t, { fake })
+  budget('acme', 1_000)
+  t.match(await rejection(ask({})), { wire: 'limits_unavailable' })
+  const before = asked
+  await new Promise(resolve => setTimeout(resolve, 60))
+  t.ok(asked > before, 'it goes on telling what it holds')
+  await app.close()
+  const closed = asked
+  await new Promise(resolve => setTimeout(resolve, 60))
+  t.ok(asked <= closed + 1, `${asked - closed} more`)
 })
 
 t.test('on Redis', async t => {

@@ -8,6 +8,7 @@ import shared, { type SharedOptions } from '../../../plugins/shared/index.ts'
 import type { Caller, Inference, Principal } from '../../../schemas/gateway.ts'
 import type { Balance } from '../../../schemas/ledger.ts'
 import type { Provider } from '../../../schemas/provider.ts'
+import type { Shared } from '../../../schemas/shared.ts'
 import type { Store } from '../../../schemas/store.ts'
 import { type ApiKey, type BudgetLimit, type Tenant, tenantDefaults } from '../../../schemas/tenants.ts'
 import { inputOf, outputOf } from '../../../schemas/usage.ts'
@@ -45,6 +46,8 @@ export interface KitOptions {
   readonly budgets?: BudgetsOptions
   readonly store?: Store
   readonly shared?: SharedOptions
+  /** In place of a real Redis. */
+  readonly fake?: Shared
   readonly providers?: Provider[]
   /** Each call, as it begins. */
   readonly seen?: (inference: Inference) => void
@@ -97,6 +100,7 @@ export async function kit(t: Pick<Test, 'teardown'>, options: KitOptions = {}): 
   for (const provider of options.providers ?? [teller]) app.gateway.providers.register(provider)
   if (options.store) app.gateway.decorate('store', options.store)
   if (options.shared) await app.register(shared, options.shared)
+  if (options.fake) app.gateway.decorate('shared', options.fake)
   app.gateway.decorate('tenants', {
     get: id => tenants.get(id),
     find: async id => tenants.get(id),
