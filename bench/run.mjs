@@ -315,9 +315,9 @@ async function image() {
 }
 
 /** Rows of a script that runs in a process of its own: what it `says` is the value, and the target is to be `below`. */
-async function alone(name, title, rows) {
+async function alone(name, contender, rows) {
   progress(name)
-  second.contenders.push({ name, title })
+  second.contenders.push({ name, title: contender })
   const output = run('contender', node, [join(import.meta.dirname, `${name}.mjs`)], 120_000)
   for (const { title, says, digits = 2, below } of rows) {
     const row = measure(title, digits, { single: true })
