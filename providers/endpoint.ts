@@ -1,5 +1,6 @@
 import { UpstreamTimeout } from '../schemas/errors.ts'
 import type { Attempt, Health } from '../schemas/provider.ts'
+import { bodyOf } from './body.ts'
 import { type Redact, redacting } from './faults.ts'
 import { createUpstream, type Reply, type Upstream } from './upstream.ts'
 
@@ -159,7 +160,7 @@ export function createEndpoint(
       upstream.post({
         path,
         headers: headersFor(attempt, more),
-        body: JSON.stringify(body),
+        body: bodyOf(body),
         signal: attempt.signal,
         timeouts: attempt.timeouts,
         stream: attempt.request.stream === true

@@ -1,6 +1,8 @@
+import { Readable } from 'node:stream'
 import { type Dispatcher, Pool } from 'undici'
 import { detail, type GatewayError, UpstreamError, UpstreamTimeout } from '../schemas/errors.ts'
 import type { Timeouts } from '../schemas/gateway.ts'
+import type { LongBody } from './body.ts'
 
 export interface UpstreamOptions {
   /** With or without a path; `/v1` is not added here. */
@@ -15,7 +17,7 @@ export interface Call {
   path: string
   /** Name, value, name, value. */
   headers: string[]
-  body: string | Uint8Array
+  body: string | Uint8Array | LongBody
   signal: AbortSignal
   timeouts: Timeouts
   /** True to get an event stream as it arrives; every other answer comes whole. */
@@ -86,9 +88,15 @@ function exchange(pool: Pool, method: 'GET' | 'POST', path: string, call: Call):
   return new Promise((resolve, reject) => {
     if (call.signal.aborted) return reject(call.signal.reason)
     const exchange = new Exchange(call, resolve, reject)
-    pool.dispatch({ path, method, headers: call.headers, body: call.body || null }, exchange)
+    pool.dispatch({ path, method, ...framed(call) }, exchange)
     exchange.dispatched()
   })
+}
+
+function framed({ headers, body }: Call): Pick<Dispatcher.DispatchOptions, 'headers' | 'body'> {
+  if (typeof body === 'string' || body instanceof Uint8Array) return { headers, body: body || null }
+  // undici reads on when the socket has drained, and destroys the stream with the call.
+  return { headers: [...headers, 'content-length', String(body.bytes)], body: Readable.from(body.pieces()) }
 }
 
 /**

@@ -46,7 +46,7 @@ t.test('relative links lead somewhere', async t => {
 })
 
 t.test('every plugin and every provider has a page, and every page its subject', async t => {
-  const shared = ['endpoint', 'faults', 'media', 'recall', 'sse', 'stream', 'tokens', 'upstream', 'wires']
+  const shared = ['body', 'endpoint', 'faults', 'media', 'recall', 'sse', 'stream', 'tokens', 'upstream', 'wires']
   for (const kind of ['plugins', 'providers']) {
     const subjects = readdirSync(join(root, kind))
       .map(name => name.replace(/\.ts$/, ''))

@@ -21,6 +21,7 @@ import {
 import type { Caller, Principal, TraceParent } from '../../schemas/gateway.ts'
 import type { Scope } from '../../schemas/tenants.ts'
 import { toGatewayError } from './errors.ts'
+import { cutKey, cutting, mending } from './long.ts'
 
 const principalKey = Symbol('gateway.principal')
 const idKey = Symbol('gateway.id')
@@ -183,12 +184,14 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   function prepare(scope: FastifyInstance, options: Prepare): void {
     scope.decorateRequest(principalKey, null)
     scope.decorateRequest(idKey, null)
+    scope.decorateRequest(cutKey, null)
     scope.setValidatorCompiler(({ schema }) => ajv.compile(schema))
     scope.setErrorHandler(fail)
     // A host's own serializer would wrap our answers.
     scope.setReplySerializer(serialize)
     scope.removeAllContentTypeParsers()
-    const json = jsonParser(scope.getDefaultJsonParser('error', 'error'))
+    const json = mending(jsonParser(scope.getDefaultJsonParser('error', 'error')))
+    scope.addHook('preParsing', cutting(bodyLimit))
     for (const type of ['application/json', 'text/plain']) {
       scope.addContentTypeParser(type, { parseAs: 'string', bodyLimit }, json)
     }
