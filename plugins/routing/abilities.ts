@@ -32,13 +32,18 @@ const demands: readonly Demand[] = [
     lack: 'answers by no JSON schema',
     by: ({ response_format: format }) => typeOf(format) === 'json_schema'
   },
-  { ability: 'choices', lack: 'gives one choice only', by: ({ n }) => typeof n === 'number' && n > 1 },
-  { ability: 'logprobs', lack: 'gives no logprobs', by: request => request['logprobs'] === true }
+  { ability: 'choices', lack: 'gives one choice only', by: ({ n }) => typeof n === 'number' && n > 1 }
 ]
+/** What an answer can do without: others are preferred, and where nobody has it the provider warns that it was left out. */
+const wish: Demand = {
+  ability: 'logprobs',
+  lack: 'gives no logprobs',
+  by: request => request['logprobs'] === true
+}
 
 /** True for a target that some request could ask too much of. */
 export function isLimited(abilities: Abilities): boolean {
-  return abilities.contextLength !== undefined || demands.some(({ ability }) => abilities[ability] === false)
+  return abilities.contextLength !== undefined || [...demands, wish].some(({ ability }) => abilities[ability] === false)
 }
 
 /** A candidate that cannot do what is asked: the end of the sentence "It …". */
@@ -50,11 +55,16 @@ export interface Unable {
 /** Those of a step that can do what is asked; the others are added to `unable`. */
 export function able({ candidates, limited }: Step, inference: Inference, unable: Unable[]): readonly Candidate[] {
   if (!limited) return candidates
-  return candidates.filter(candidate => {
+  const fit = candidates.filter(candidate => {
     const lack = candidate.limited ? lackOf(candidate.abilities, inference) : null
     if (lack !== null) unable.push({ candidate, lack })
     return lack === null
   })
+  if (!wish.by(inference.request)) return fit
+  const best = fit.filter(({ abilities }) => abilities[wish.ability] !== false)
+  if (best.length === 0) return fit
+  for (const candidate of fit) if (!best.includes(candidate)) unable.push({ candidate, lack: wish.lack })
+  return best
 }
 
 /** In words: which target, and what it cannot do. */

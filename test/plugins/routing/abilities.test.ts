@@ -73,6 +73,15 @@ t.test('a target', async t => {
     })
   }
 
+  t.test('that gives no logprobs is asked for them all the same where no other gives them', async t => {
+    const one = scripted('one')
+    const targets = [{ provider: 'one', model: 'm', abilities: { logprobs: false } }]
+    const { run } = await stage(t, { providers: [one], models: { targets } })
+    const { facts } = await run({ ...ask, logprobs: true })
+    t.equal(one.attempts.length, 1)
+    t.strictSame(facts.warnings, [])
+  })
+
   t.test('is left out where the request is likely to be longer than its context', async t => {
     const { run, one, two } = await pair(t, { contextLength: 100 })
     const { facts } = await run({ ...ask, messages: [{ role: 'user', content: 'x'.repeat(500) }] })
