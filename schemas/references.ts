@@ -12,7 +12,9 @@ type Entries = Record<string, unknown>
 export function checkReferences(config: unknown, report: Report): void {
   const root = entriesOf(config)
   const models = entriesOf(root['models'])
-  const model = modelCheck(root, report)
+  const direct = Object.keys(models).length === 0 || entriesOf(root['routing'])['passThrough'] === true
+  const model = modelCheck(root, report, direct)
+  const fallback = modelCheck(root, report, false)
   model(root['defaultModel'], ['defaultModel'])
   for (const [task, name] of Object.entries(entriesOf(root['tasks']))) model(name, ['tasks', task])
   for (const [name, tenant] of Object.entries(entriesOf(root['tenants']))) {
@@ -22,7 +24,7 @@ export function checkReferences(config: unknown, report: Report): void {
   }
   for (const [alias, options] of Object.entries(models)) {
     for (const [index, name] of listOf(entriesOf(options)['fallbacks']).entries()) {
-      model(name, ['models', alias, 'fallbacks', index])
+      fallback(name, ['models', alias, 'fallbacks', index])
     }
     checkTargets(entriesOf(options), ['models', alias], root['providers'] ?? defaultProviders, report)
   }
@@ -73,8 +75,8 @@ function isGlob(name: unknown): boolean {
   return typeof name === 'string' && name.includes('*')
 }
 
-/** A name of a model is an alias or, where there are no aliases, `provider/model` with a known provider. */
-function modelCheck(root: Entries, report: Report): (name: unknown, path: Path) => void {
+/** A name of a model is an alias or, where `direct` names are taken, `provider/model` with a known provider. */
+function modelCheck(root: Entries, report: Report, direct: boolean): (name: unknown, path: Path) => void {
   const models = root['models'] ?? {}
   const providers = root['providers'] ?? defaultProviders
   if (!isRecord(models) || !isRecord(providers)) return () => {}
@@ -82,7 +84,6 @@ function modelCheck(root: Entries, report: Report): (name: unknown, path: Path) 
   const allowed = hasAliases
     ? `a name of models: ${list(models)}`
     : `provider/model with a provider of this file: ${list(providers)}`
-  const direct = !hasAliases || entriesOf(root['routing'])['passThrough'] === true
   return (name, path) => {
     if (typeof name !== 'string') return
     const slash = name.indexOf('/')

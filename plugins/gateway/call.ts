@@ -89,6 +89,8 @@ export class Call implements Inference, Linked<Call> {
   #size: RequestSize | null = null
   #outputCap: number | null = null
   #outlives = false
+  /** Attempts whose hold is being extended. */
+  #extending = 0
 
   constructor(host: Host, request: ChatRequest, caller: Caller) {
     this.#host = host
@@ -233,18 +235,30 @@ export class Call implements Inference, Linked<Call> {
 
   /** Writes a provider call down before it is sent; what `open` throws refuses it. */
   open(target: Target): Entry | Promise<Entry> {
-    const number = this.expenses.length + 1
     const { hold } = this
-    const held = hold !== null && (number > 1 || hold.request !== this.#request) ? hold.extend(target) : undefined
-    return held instanceof Promise ? held.then(() => this.#enter(target, number)) : this.#enter(target, number)
+    const isFirst = this.expenses.length + this.#extending === 0
+    if (hold === null || (isFirst && hold.request === this.#request)) return this.#enter(target)
+    const held = hold.extend(target)
+    return held instanceof Promise ? this.#extended(held, target) : this.#enter(target)
   }
 
-  #enter(target: Target, number: number): Entry | Promise<Entry> {
+  /** Two may be under way at once. */
+  async #extended(held: Promise<void>, target: Target): Promise<Entry> {
+    this.#extending++
+    try {
+      await held
+    } finally {
+      this.#extending--
+    }
+    return this.#enter(target)
+  }
+
+  #enter(target: Target): Entry | Promise<Entry> {
     const { books } = this.#host
     // The call may have ended while its hold was extended, or a layer may have gone on after its end.
     this.signal.throwIfAborted()
     if (this.#outcome !== null) throw new Cancelled()
-    const entry = new Entry(books, this, target, number)
+    const entry = new Entry(books, this, target, this.expenses.length + 1)
     this.expenses.push(entry)
     if (books.open === null) return entry
     try {

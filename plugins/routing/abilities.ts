@@ -1,6 +1,7 @@
-import type { ChatRequest, ContentPart } from '../../schemas/chat.ts'
+import type { ChatRequest, ContentPart, Message } from '../../schemas/chat.ts'
 import type { Inference } from '../../schemas/gateway.ts'
 import type { Abilities } from '../../schemas/provider.ts'
+import type { Candidate, Step } from './plan.ts'
 
 type Ability = Exclude<keyof Abilities, 'contextLength'>
 
@@ -17,7 +18,7 @@ const demands: readonly Demand[] = [
   {
     ability: 'tools',
     lack: 'takes no tools',
-    by: ({ tools, messages }) => Boolean(tools?.length) || messages.some(({ role }) => role === 'tool')
+    by: ({ tools, messages }) => Boolean(tools?.length) || messages.some(isOfTools)
   },
   { ability: 'images', lack: 'takes no images', by: request => holds(request, 'image_url') },
   { ability: 'files', lack: 'takes no files', by: request => holds(request, 'file') },
@@ -40,8 +41,29 @@ export function isLimited(abilities: Abilities): boolean {
   return abilities.contextLength !== undefined || demands.some(({ ability }) => abilities[ability] === false)
 }
 
-/** What a target cannot do of a call: the end of the sentence "It …". Null: nothing is known against it. */
-export function lackOf(abilities: Abilities, inference: Inference): string | null {
+/** A candidate that cannot do what is asked: the end of the sentence "It …". */
+export interface Unable {
+  readonly candidate: Candidate
+  readonly lack: string
+}
+
+/** Those of a step that can do what is asked; the others are added to `unable`. */
+export function able({ candidates, limited }: Step, inference: Inference, unable: Unable[]): readonly Candidate[] {
+  if (!limited) return candidates
+  return candidates.filter(candidate => {
+    const lack = candidate.limited ? lackOf(candidate.abilities, inference) : null
+    if (lack !== null) unable.push({ candidate, lack })
+    return lack === null
+  })
+}
+
+/** In words: which target, and what it cannot do. */
+export function inWords({ candidate, lack }: Unable): string {
+  return `${candidate.provider.name}/${candidate.model} ${lack}`
+}
+
+/** Null: nothing is known against it. */
+function lackOf(abilities: Abilities, inference: Inference): string | null {
   const { request, size } = inference
   for (const { ability, lack, by } of demands) if (abilities[ability] === false && by(request)) return lack
   const room = abilities.contextLength
@@ -50,8 +72,13 @@ export function lackOf(abilities: Abilities, inference: Inference): string | nul
   return null
 }
 
+/** The call of a tool, or what one answered. */
+function isOfTools({ role, tool_calls: calls }: Message): boolean {
+  return role === 'tool' || Boolean(calls?.length)
+}
+
 function holds({ messages }: ChatRequest, type: ContentPart['type']): boolean {
-  return messages.some(({ content }) => Array.isArray(content) && content.some(part => part.type === type))
+  return messages.some(({ content }) => Array.isArray(content) && content.some(part => part?.type === type))
 }
 
 function isGiven(value: unknown): boolean {

@@ -12,15 +12,17 @@ export type BreakerState = 'closed' | 'open' | 'half-open'
 
 /**
  * Keeps calls from what does not answer. Closed: everybody passes. Open: nobody, until its time is over. Half-open: one
- * call passes, the probe, whose end decides. A class, because there is one for each target and each of its keys.
+ * call passes, the probe, whose end decides; every call is known by an object of its own. A class, because there is one
+ * for each target and three for each of its keys.
  */
 export class Breaker {
   /** Milliseconds since 1970 until which it is open; 0 while it is closed. */
   openUntil = 0
   #options: BreakerOptions
   #failures = 0
+  /** How often it has opened since somebody succeeded. */
   #opened = 0
-  #probing = false
+  #probe: object | null = null
 
   constructor(options: BreakerOptions) {
     this.#options = options
@@ -33,30 +35,41 @@ export class Breaker {
 
   /** Whether a call may pass. */
   passes(now: number): boolean {
-    return this.openUntil === 0 || (now >= this.openUntil && !this.#probing)
+    return this.openUntil === 0 || (now >= this.openUntil && this.#probe === null)
   }
 
-  /** A call that may pass begins. True: it is the probe; its end has to be told, whatever it is. */
-  enter(): boolean {
-    if (this.openUntil === 0) return false
-    this.#probing = true
-    return true
+  /** A call that may pass begins. If it is the probe it has to be told how it ends, or released. */
+  enter(call: object): void {
+    if (this.openUntil !== 0) this.#probe = call
   }
 
-  /** True: this closed it. While it is open this is old news, and its time goes on. */
+  /** It has ended, and if it was the probe and nobody has said how, the next call is. */
+  release(call: object): void {
+    if (this.#probe === call) this.#probe = null
+  }
+
+  /** A call has ended well. While it is open this is old news, and its time goes on. True: this closed it. */
   succeed(now: number): boolean {
     if (now < this.openUntil) return false
-    const closed = this.openUntil !== 0
     this.#failures = 0
     this.#opened = 0
-    this.openUntil = 0
-    this.#probing = false
-    return closed
+    return this.#close()
   }
 
-  /** True: this opened it. What fails while it is open was on its way before. */
-  fail(now: number): boolean {
+  /**
+   * There is a sign of life, which is not yet a call that ended well: it closes on trial, and the next failure opens it for
+   * longer than before. True: this closed it.
+   */
+  mend(now: number): boolean {
+    if (this.openUntil === 0 || now < this.openUntil) return false
+    this.#failures = this.#options.failures - 1
+    return this.#close()
+  }
+
+  /** True: this opened it. What fails while it is not closed was on its way before, unless it is the probe. */
+  fail(call: object, now: number): boolean {
     if (now < this.openUntil) return false
+    if (this.openUntil !== 0 && this.#probe !== call) return false
     if (this.openUntil === 0 && ++this.#failures < this.#options.failures) return false
     this.open(now, this.#options.openFor * 2 ** Math.min(this.#opened++, 20))
     return true
@@ -64,12 +77,14 @@ export class Breaker {
 
   /** Opens it at once; a longer time that runs already stays. */
   open(now: number, milliseconds: number): void {
-    this.#probing = false
+    this.#probe = null
     this.openUntil = Math.max(this.openUntil, now + Math.min(milliseconds, this.#options.mostOpenFor))
   }
 
-  /** The probe ended without saying anything of its target. */
-  release(): void {
-    this.#probing = false
+  #close(): boolean {
+    const closed = this.openUntil !== 0
+    this.openUntil = 0
+    this.#probe = null
+    return closed
   }
 }

@@ -1,6 +1,7 @@
+import type { Log } from '../../schemas/gateway.ts'
 import type { Abilities, Provider } from '../../schemas/provider.ts'
 import type { ModelOptions, TargetOptions } from './index.ts'
-import type { ModelsContext } from './models.ts'
+import type { Room } from './places.ts'
 import { Candidate, defaultTimeouts, Plan, printable, type Step } from './plan.ts'
 import type { TargetState } from './target-state.ts'
 
@@ -9,114 +10,142 @@ const defaultTokensPerImage = 1600
 const defaultRetries = 2
 const defaultQueue = { size: 100, timeout: 10_000 }
 
-/** Makes plans of what is configured. */
-export function createCompiler({ providers, targets, gateway }: ModelsContext) {
-  /** @throws Error for a model that cannot be named, a fallback that is not there, fallbacks that go in a circle */
-  function compile(models: Readonly<Record<string, ModelOptions>>): Map<string, Plan> {
-    const steps = new Map(Object.entries(models).map(([alias, options]) => [alias, compileStep(alias, options)]))
-    // What limits an alias counts wherever its targets are reached from, so the last word is the configuration's.
-    for (const { candidates } of steps.values()) for (const { state, room } of candidates) state.room = room
-    const plans = new Map<string, Plan>()
-    for (const [alias, options] of Object.entries(models)) {
-      const along = follow(alias, models, [])
-      plans.set(
-        alias,
-        planOf(
-          options,
-          along.flatMap(name => steps.get(name) ?? []),
-          along.map(name => models[name]!)
-        )
-      )
-    }
-    return plans
-  }
+/** Gives what is known of a target. */
+export type StateOf = (provider: Provider, model: string) => TargetState
 
-  function compileStep(alias: string, options: ModelOptions): Step {
-    const candidates = options.targets.flatMap(target => compileTarget(alias, options, target))
-    const { hedge } = options
-    return {
-      alias,
-      strategy: options.strategy ?? 'weighted',
-      candidates,
-      retries: options.retries ?? defaultRetries,
-      hedge: hedge ? (hedge.after ?? 'p95') : null,
-      limited: candidates.some(({ limited }) => limited),
-      choice: candidates.length > 1 || candidates.some(({ state }) => state.lanes.length > 1)
-    }
-  }
-
-  function compileTarget(alias: string, options: ModelOptions, target: TargetOptions): Candidate[] {
-    if (!printable.test(target.model)) throw new Error(`models.${alias}: '${target.model}' is not a model name.`)
-    const provider = providers.get(target.provider)
-    if (provider) return [candidateOf(provider, target, options, targets.state(provider, target.model))]
-    gateway.log.warn(
-      { alias, provider: target.provider },
-      'a target is left out: its provider is switched off or not there'
-    )
-    return []
-  }
-
-  function candidateOf(
-    provider: Provider,
-    target: Omit<TargetOptions, 'provider'>,
-    options: Omit<ModelOptions, 'targets'>,
-    state: TargetState
-  ) {
-    const { concurrency, queue = defaultQueue } = target
-    return new Candidate({
-      provider,
-      model: target.model,
-      weight: target.weight ?? 1,
-      price: target.price ?? null,
-      state,
-      timeouts: { ...defaultTimeouts, ...options.timeouts },
-      maxOutputTokens: options.maxOutputTokens ?? null,
-      abilities: abilitiesOf(provider, target),
-      room: concurrency === undefined ? null : { concurrency, queue }
-    })
-  }
-
-  /** A plan for one model of one provider that nobody has configured. */
-  function direct(alias: string, provider: Provider, model: string): Plan {
-    const candidate = candidateOf(provider, { model }, {}, targets.passing(provider, model))
-    const step: Step = {
-      alias,
-      strategy: 'weighted',
-      candidates: [candidate],
-      retries: defaultRetries,
-      hedge: null,
-      limited: candidate.limited,
-      choice: candidate.state.lanes.length > 1
-    }
-    return planOf({}, [step], [])
-  }
-
-  return { compile, direct }
+export interface Compiled {
+  readonly plans: ReadonlyMap<string, Plan>
+  /** The targets of all plans, and how many calls each takes at a time: the least that any alias says. */
+  readonly rooms: ReadonlyMap<TargetState, Room | null>
 }
 
-function planOf(own: Omit<ModelOptions, 'targets'>, steps: readonly Step[], along: readonly ModelOptions[]): Plan {
-  return new Plan(steps, {
-    timeouts: { ...defaultTimeouts, ...own.timeouts },
-    maxOutputTokens: own.maxOutputTokens ?? null,
-    inputTokensPerImage: Math.max(
-      own.inputTokensPerImage ?? defaultTokensPerImage,
-      ...along.map(({ inputTokensPerImage }) => inputTokensPerImage ?? defaultTokensPerImage)
-    )
+/**
+ * Makes a plan of each alias. Changes nothing besides.
+ * @throws Error for a model that cannot be named, a fallback that is not there, fallbacks that go in a circle
+ */
+export function compile(
+  models: Readonly<Record<string, ModelOptions>>,
+  providers: ReadonlyMap<string, Provider>,
+  stateOf: StateOf,
+  log: Log
+): Compiled {
+  const steps = new Map(Object.entries(models).map(([alias, options]) => [alias, stepOf(alias, options)]))
+  const plans = new Map<string, Plan>()
+  const checked = new Set<string>()
+  for (const [alias, options] of Object.entries(models)) {
+    refuseCircles(alias, models, [], checked)
+    const along = follow(alias, models)
+    const taken = along.flatMap(name => steps.get(name) ?? [])
+    plans.set(alias, planOf(options, taken, Math.max(...along.map(name => tokensPerImage(models[name])))))
+  }
+  return { plans, rooms: roomsOf([...steps.values()].flatMap(({ candidates }) => candidates)) }
+
+  function stepOf(alias: string, options: ModelOptions): Step {
+    const { strategy = 'weighted', retries = defaultRetries, hedge } = options
+    const candidates = options.targets.flatMap(target => candidatesOf(alias, options, target))
+    const hasKeys = candidates.some(({ state }) => state.lanes.length > 1)
+    return {
+      alias,
+      strategy,
+      candidates,
+      retries,
+      hedge: hedge ? (hedge.after ?? 'p95') : null,
+      limited: candidates.some(({ limited }) => limited),
+      choice: hasKeys || (candidates.length > 1 && strategy !== 'priority')
+    }
+  }
+
+  function candidatesOf(alias: string, options: ModelOptions, target: TargetOptions): Candidate[] {
+    if (!printable.test(target.model)) throw new Error(`models.${alias}: '${target.model}' is not a model name.`)
+    const provider = providers.get(target.provider)
+    if (provider) return [candidateOf(provider, target, options, stateOf(provider, target.model))]
+    log.warn({ alias, provider: target.provider }, 'a target is left out: its provider is switched off or not there')
+    return []
+  }
+}
+
+/** A plan for one model of one provider that nobody has configured. */
+export function directPlan(alias: string, provider: Provider, model: string, state: TargetState): Plan {
+  const candidate = candidateOf(provider, { model }, {}, state)
+  const step: Step = {
+    alias,
+    strategy: 'weighted',
+    candidates: [candidate],
+    retries: defaultRetries,
+    hedge: null,
+    limited: candidate.limited,
+    choice: state.lanes.length > 1
+  }
+  return planOf({}, [step], defaultTokensPerImage)
+}
+
+function candidateOf(
+  provider: Provider,
+  target: Omit<TargetOptions, 'provider'>,
+  options: Omit<ModelOptions, 'targets'>,
+  state: TargetState
+): Candidate {
+  const { concurrency, queue = defaultQueue } = target
+  return new Candidate({
+    provider,
+    model: target.model,
+    weight: target.weight ?? 1,
+    price: target.price ?? null,
+    state,
+    timeouts: { ...defaultTimeouts, ...options.timeouts },
+    maxOutputTokens: options.maxOutputTokens ?? null,
+    abilities: abilitiesOf(provider, target.model, target.abilities),
+    room: concurrency === undefined ? null : { concurrency, queue }
   })
 }
 
 /** What the configuration says wins over what the provider knows of the model, and that over what holds for all of its models. */
-function abilitiesOf(provider: Provider, { model, abilities }: Omit<TargetOptions, 'provider'>): Abilities {
+export function abilitiesOf(provider: Provider, model: string, configured: Abilities = {}): Abilities {
   const { dialects: _, ...own } = provider.capabilities
-  return { ...own, ...provider.abilitiesOf?.(model), ...abilities }
+  return { ...own, ...provider.abilitiesOf?.(model), ...configured }
 }
 
-/** An alias and all it falls back on, each once: its fallbacks, then theirs. */
-function follow(alias: string, models: Readonly<Record<string, ModelOptions>>, trail: readonly string[]): string[] {
-  const options = models[alias]
-  if (options === undefined) throw new Error(`models.${trail.at(-1)}.fallbacks: there is no model '${alias}'.`)
-  if (trail.includes(alias)) throw new Error(`models.${trail.at(-1)}.fallbacks: '${alias}' leads back to itself.`)
-  const below = [...trail, alias]
-  const found = [alias, ...(options.fallbacks ?? []).flatMap(name => follow(name, models, below))]
-  return [...new Set(found)]
+function planOf(own: Omit<ModelOptions, 'targets'>, steps: readonly Step[], inputTokensPerImage: number): Plan {
+  return new Plan(steps, {
+    timeouts: { ...defaultTimeouts, ...own.timeouts },
+    maxOutputTokens: own.maxOutputTokens ?? null,
+    inputTokensPerImage
+  })
+}
+
+function tokensPerImage(options: ModelOptions | undefined): number {
+  return options?.inputTokensPerImage ?? defaultTokensPerImage
+}
+
+/** A target has one number of places, by whatever alias it is reached. */
+function roomsOf(candidates: readonly Candidate[]): Map<TargetState, Room | null> {
+  const rooms = new Map<TargetState, Room | null>()
+  for (const { state, room } of candidates) {
+    const known = rooms.get(state) ?? null
+    rooms.set(state, known === null || (room !== null && room.concurrency < known.concurrency) ? room : known)
+  }
+  return rooms
+}
+
+/** @param checked aliases from which no way leads back to them, nor to what is not there */
+function refuseCircles(
+  alias: string,
+  models: Readonly<Record<string, ModelOptions>>,
+  trail: readonly string[],
+  checked: Set<string>
+): void {
+  if (checked.has(alias)) return
+  const where = `models.${trail.at(-1)}.fallbacks`
+  if (trail.includes(alias)) throw new Error(`${where}: '${alias}' leads back to itself.`)
+  if (!Object.hasOwn(models, alias)) throw new Error(`${where}: there is no model '${alias}'.`)
+  for (const next of models[alias]?.fallbacks ?? []) refuseCircles(next, models, [...trail, alias], checked)
+  checked.add(alias)
+}
+
+/** An alias and all that it falls back on, each once: its own fallbacks in their order, then theirs. */
+function follow(alias: string, models: Readonly<Record<string, ModelOptions>>): string[] {
+  const found = new Set([alias])
+  // A set is walked to its end, also to what is added meanwhile.
+  for (const name of found) for (const next of models[name]?.fallbacks ?? []) found.add(next)
+  return [...found]
 }

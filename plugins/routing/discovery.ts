@@ -1,5 +1,6 @@
 import type { Log } from '../../schemas/gateway.ts'
 import type { ModelInfo, Provider } from '../../schemas/provider.ts'
+import { inTime, type Pause } from './patience.ts'
 
 /** What providers say of their own models, asked for when somebody wants to know and kept for a while. */
 export interface Discovery {
@@ -10,12 +11,22 @@ export interface Discovery {
   close(): void
 }
 
+export interface DiscoveryOptions {
+  /** Milliseconds that a list is good for. */
+  readonly kept: number
+  readonly log: Log
+  readonly now: () => number
+  readonly pause: Pause
+}
+
 interface Listing {
   models: readonly ModelInfo[]
   byId: ReadonlyMap<string, ModelInfo>
-  /** Milliseconds since 1970 when it was asked for last. */
-  at: number
+  /** Milliseconds since 1970 from which on it is asked again. */
+  until: number
   loading: Promise<void> | null
+  /** It was asked once, whatever it said. */
+  asked: boolean
 }
 
 /** Milliseconds that a provider gets to list its models. */
@@ -23,42 +34,42 @@ const patience = 5_000
 /** After a failure it is asked again sooner. */
 const failedFor = 30_000
 
-/** @param kept milliseconds that a list is good for */
-export function createDiscovery(kept: number, log: Log, now: () => number): Discovery {
+export function createDiscovery({ kept, log, now, pause }: DiscoveryOptions): Discovery {
   const listings = new Map<Provider, Listing>()
   const closing = new AbortController()
 
   function listingOf(provider: Provider): Listing {
     const known = listings.get(provider)
     if (known !== undefined) return known
-    const listing: Listing = { models: [], byId: new Map(), at: Number.NEGATIVE_INFINITY, loading: null }
+    const listing: Listing = { models: [], byId: new Map(), until: 0, loading: null, asked: false }
     listings.set(provider, listing)
     return listing
   }
 
   /** A provider that cannot say what it has does not hide what the others have. */
   async function load(provider: Provider, listing: Listing): Promise<void> {
-    const signal = AbortSignal.any([closing.signal, AbortSignal.timeout(patience)])
     try {
-      listing.models = (await provider.models?.(signal)) ?? []
+      const ask = async (signal: AbortSignal) => (await provider.models?.(signal)) ?? []
+      listing.models = await inTime(ask, patience, closing.signal, pause)
       listing.byId = new Map(listing.models.map(model => [model.id, model]))
-      listing.at = now()
+      listing.until = now() + kept
     } catch (error) {
-      listing.at = now() - kept + Math.min(failedFor, kept)
+      listing.until = now() + Math.min(failedFor, kept)
       if (!closing.signal.aborted)
         log.warn({ err: error, provider: provider.name }, 'a provider could not list its models')
-    } finally {
-      listing.loading = null
     }
+    listing.asked = true
+    listing.loading = null
   }
 
   return {
     async models(provider) {
       if (provider.models === undefined) return []
       const listing = listingOf(provider)
-      const first = listing.at === Number.NEGATIVE_INFINITY
-      if (listing.loading === null && now() - listing.at >= kept) listing.loading = load(provider, listing)
-      if (first) await listing.loading
+      if (listing.loading === null && (!listing.asked || now() >= listing.until)) {
+        listing.loading = load(provider, listing)
+      }
+      if (!listing.asked) await listing.loading
       return listing.models
     },
     known: (provider, model) => listings.get(provider)?.byId.get(model),

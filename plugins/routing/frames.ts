@@ -1,5 +1,6 @@
 import { Cancelled, UpstreamError } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
+import type { Expense } from '../../schemas/gateway.ts'
 import type { Attempt } from '../../schemas/provider.ts'
 import type { Heard } from './meter.ts'
 
@@ -12,8 +13,18 @@ export async function untilToken(
   frames: AsyncIterable<Frames>,
   heard: Heard
 ): Promise<AsyncIterable<Frames>> {
-  const { entry } = attempt
   const source = frames[Symbol.asyncIterator]()
+  try {
+    const head = await headOf(source, attempt.entry, heard)
+    return resume(head, source, attempt, heard)
+  } catch (error) {
+    // Not awaited: one that waits for a silent provider would keep us here.
+    source.return?.().then(undefined, () => {})
+    throw error
+  }
+}
+
+async function headOf(source: AsyncIterator<Frames>, entry: Expense, heard: Heard): Promise<Frames[]> {
   const head: Frames[] = []
   let size = 0
   for (;;) {
@@ -31,7 +42,7 @@ export async function untilToken(
   }
   entry.firstToken = performance.now() - entry.started
   heard.ticket.answered(entry.firstToken)
-  return resume(head, source, attempt, heard)
+  return head
 }
 
 /** What was read, then the rest; the ledger line closes with the stream. An end before any finish_reason is a fault. */

@@ -9,6 +9,7 @@ import type { BreakerOptions } from './breaker.ts'
 import { createDiscovery } from './discovery.ts'
 import { createDispatch } from './dispatch.ts'
 import { createModels, type Models } from './models.ts'
+import type { Pause } from './patience.ts'
 import { printable } from './plan.ts'
 import { createProbes, type ProbeOptions } from './probes.ts'
 import { createReload } from './reload.ts'
@@ -78,8 +79,8 @@ export interface RoutingOptions extends RoutingTable<ModelOptions> {
   random?: () => number
   /** Milliseconds that never go back. Given by tests. */
   now?: () => number
-  /** Waits so many milliseconds. Given by tests. */
-  pause?: (milliseconds: number, signal: AbortSignal) => Promise<void>
+  /** Given by tests. */
+  pause?: Pause
 }
 
 const defaultBreaker: BreakerOptions = { failures: 5, openFor: 1_000, mostOpenFor: 60_000 }
@@ -111,22 +112,22 @@ async function routingPlugin(app: FastifyInstance, options: RoutingOptions): Pro
   })
 
   const targets = createTargets({ ...defaultBreaker, ...breaker }, gateway.log, now)
-  const discovery = createDiscovery(kept, gateway.log, now)
+  const discovery = createDiscovery({ kept, log: gateway.log, now, pause })
   const models = createModels({ passThrough, providers: registered, targets, discovery, gateway })
   gateway.decorate('targets', targets)
   gateway.decorate('models', models)
   if (source) gateway.decorate('reload', createReload(source, options, models, gateway.log))
   gateway.routeWith({
     resolve: models.resolve,
-    dispatch: createDispatch(gateway, { gateway, random, now, sticky, pause })
+    dispatch: createDispatch({ gateway, random, now, sticky, pause })
   })
   // Not a reason to take no calls: whoever cannot be reached has been left alone already.
   gateway.dependency('targets', () => ({ ok: true, ...targets.readiness() }))
 
-  const probing = probes ? createProbes(probes, targets, gateway.log) : null
+  const probing = probes ? createProbes(probes, targets, gateway.log, pause) : null
   app.addHook('onReady', async () => {
     ready = true
-    models.replace(options)
+    models.prepare(options)()
     probing?.start()
   })
   app.addHook('onClose', async () => {

@@ -1,12 +1,12 @@
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { detail, InvalidRequest, ModelNotFound, UpstreamError } from '../../schemas/errors.ts'
-import type { Gateway, Route } from '../../schemas/gateway.ts'
-import type { Provider } from '../../schemas/provider.ts'
+import type { Gateway, Route, Target } from '../../schemas/gateway.ts'
+import type { Abilities, Provider } from '../../schemas/provider.ts'
 import type { RoutingTable } from '../../schemas/routing.ts'
-import { createCompiler } from './compile.ts'
+import { abilitiesOf, compile, directPlan } from './compile.ts'
 import type { Discovery } from './discovery.ts'
 import type { ModelOptions } from './index.ts'
-import { type Candidate, type Plan, printable } from './plan.ts'
+import { type Plan, printable } from './plan.ts'
 import type { Targets } from './targets.ts'
 
 /** A model as `GET /v1/models` lists it. */
@@ -29,8 +29,11 @@ export interface Models {
   get(id: string): Promise<ListedModel | undefined>
   /** @throws InvalidRequest, ModelNotFound, UpstreamError (every target switched off) */
   resolve(request: ChatRequest): Route
-  /** Puts another table in place of this one, all at once; calls in progress keep theirs. @throws what is wrong with it */
-  replace(table: RoutingTable<ModelOptions>): void
+  /**
+   * Makes a table ready; what it gives puts it in place of the present one, all at once. Calls in progress keep theirs.
+   * @throws what is wrong with it
+   */
+  prepare(table: RoutingTable<ModelOptions>): () => void
   /** Of the configuration that the table was read from: SHA-256 in hex; null where nobody computed one. */
   readonly hash: string | null
 }
@@ -42,6 +45,9 @@ export interface ModelsContext {
   readonly discovery: Discovery
   readonly gateway: Gateway
 }
+
+/** A target as far as a list speaks of it. */
+type Described = Target & { readonly abilities: Abilities }
 
 /** Names of the form `provider/model` that are kept ready; they come from callers. */
 const mostDirect = 1_000
@@ -57,22 +63,18 @@ interface Table {
 }
 
 /** Names to routes. Plans are compiled when a table comes; nothing of one changes afterwards. */
-export function createModels(context: ModelsContext): Models {
-  const { providers, discovery, gateway, targets } = context
-  const compiler = createCompiler(context)
+export function createModels({ passThrough, providers, discovery, gateway, targets }: ModelsContext): Models {
   const started = Math.floor(Date.now() / 1000)
   let table: Table = { plans: new Map(), tasks: new Map(), defaultModel: undefined, direct: null, hash: null }
 
-  function replace({ models = {}, tasks = {}, defaultModel, hash }: RoutingTable<ModelOptions>): void {
-    const plans = compiler.compile(models)
-    table = {
-      plans,
-      tasks: new Map(Object.entries(tasks)),
-      defaultModel,
-      direct: context.passThrough || plans.size === 0 ? new Map() : null,
-      hash: hash ?? null
+  function prepare({ models = {}, tasks = {}, defaultModel, hash }: RoutingTable<ModelOptions>): () => void {
+    const { plans, rooms } = compile(models, providers, targets.draft(), gateway.log)
+    const direct = passThrough || plans.size === 0 ? new Map() : null
+    const next: Table = { plans, tasks: new Map(Object.entries(tasks)), defaultModel, direct, hash: hash ?? null }
+    return () => {
+      table = next
+      targets.keep(rooms)
     }
-    targets.keep(new Set([...plans.values()].flatMap(plan => plan.targets.map(({ state }) => state))))
   }
 
   function resolve(request: ChatRequest): Route {
@@ -100,83 +102,93 @@ export function createModels(context: ModelsContext): Models {
   function direct(name: string): Plan | undefined {
     const known = table.direct?.get(name)
     if (known !== undefined || table.direct === null) return known
-    const slash = name.indexOf('/')
-    if (slash <= 0 || slash === name.length - 1 || !printable.test(name)) return undefined
-    const provider = providers.get(name.slice(0, slash))
-    if (!provider) return undefined
-    const plan = compiler.direct(name, provider, name.slice(slash + 1))
+    const named = directName(name)
+    if (named === null) return undefined
+    const { provider, model } = named
+    const plan = directPlan(name, provider, model, targets.passing(provider, model))
     if (table.direct.size >= mostDirect)
       for (const oldest of table.direct.keys()) if (table.direct.delete(oldest)) break
     table.direct.set(name, plan)
     return plan
   }
 
+  /** What a name of that form means, known or not; null where it means nothing. */
+  function directName(name: string): { provider: Provider; model: string } | null {
+    const slash = name.indexOf('/')
+    if (table.direct === null || slash <= 0 || slash === name.length - 1 || !printable.test(name)) return null
+    const provider = providers.get(name.slice(0, slash))
+    return provider === undefined ? null : { provider, model: name.slice(slash + 1) }
+  }
+
   async function list(): Promise<ListedModel[]> {
     const aliases = [...table.plans.values()].map(listedPlan)
     if (table.direct === null) return aliases
-    const named = [...providers.values()].map(async provider => {
-      const models = await discovery.models(provider)
-      return models.flatMap(({ id, created }) => listedDirect(`${provider.name}/${id}`, created))
+    const direct = await Promise.all([...providers.values()].map(listedOf))
+    return [...aliases, ...direct.flat()]
+  }
+
+  /** Whatever a provider lists has to be a name that a request may say, and not one that means something else. */
+  async function listedOf(provider: Provider): Promise<ListedModel[]> {
+    const models = await discovery.models(provider)
+    return models.flatMap(({ id }) => {
+      const name = `${provider.name}/${id}`
+      return table.plans.has(name) || directName(name)?.provider !== provider ? [] : [listedDirect(name, provider, id)]
     })
-    return [...aliases, ...(await Promise.all(named)).flat()]
-  }
-
-  /** Whatever a provider lists has to be a name that a request may say. */
-  function listedDirect(id: string, created: number | undefined): ListedModel[] {
-    const plan = table.plans.has(id) ? undefined : direct(id)
-    return plan === undefined ? [] : [listed(plan, plan.targets[0]?.provider.name ?? '', created ?? started)]
-  }
-
-  function listedPlan(plan: Plan): ListedModel {
-    return listed(plan, 'fastify-model-gateway', started)
-  }
-
-  function listed(plan: Plan, owner: string, created: number): ListedModel {
-    const own = plan.steps[0]?.candidates ?? []
-    const room = Math.min(...own.map(roomOf))
-    const pricing = dearest(own)
-    return {
-      id: plan.alias,
-      object: 'model',
-      created,
-      owned_by: owner,
-      ...(Number.isFinite(room) && { context_length: room }),
-      ...(pricing !== null && { pricing })
-    }
-  }
-
-  function roomOf({ abilities, provider, model }: Candidate): number {
-    const room = abilities.contextLength ?? discovery.known(provider, model)?.contextLength
-    return room ?? Number.POSITIVE_INFINITY
-  }
-
-  /** Rates are whole pico-USD per token. */
-  function dearest(candidates: readonly Candidate[]): ListedModel['pricing'] | null {
-    let input = 0
-    let output = 0
-    for (const candidate of candidates) {
-      const card = gateway.pricing?.of(candidate)
-      if (!card) return null
-      input = Math.max(input, card.rates.input / 1_000_000)
-      output = Math.max(output, card.rates.output / 1_000_000)
-    }
-    return candidates.length > 0 ? { input, output } : null
   }
 
   async function get(id: string): Promise<ListedModel | undefined> {
     const alias = table.plans.get(id)
     if (alias !== undefined) return listedPlan(alias)
-    const found = (await list()).find(model => model.id === id)
-    if (found !== undefined) return found
-    const plan = direct(id)
-    return plan && listed(plan, plan.targets[0]?.provider.name ?? '', started)
+    const named = directName(id)
+    if (named === null) return undefined
+    await discovery.models(named.provider)
+    return listedDirect(id, named.provider, named.model)
+  }
+
+  function listedDirect(id: string, provider: Provider, model: string): ListedModel {
+    const abilities = abilitiesOf(provider, model)
+    const created = discovery.known(provider, model)?.created ?? started
+    return { ...head(id, provider.name, created), ...known([{ provider, model, weight: 1, price: null, abilities }]) }
+  }
+
+  function listedPlan({ alias, steps }: Plan): ListedModel {
+    return { ...head(alias, 'fastify-model-gateway', started), ...known(steps[0]?.candidates ?? []) }
+  }
+
+  function head(id: string, owner: string, created: number) {
+    return { id, object: 'model', created, owned_by: owner } as const
+  }
+
+  /** What all of these can do, and cost at most. */
+  function known(targets: ReadonlyArray<Described>): Pick<ListedModel, 'context_length' | 'pricing'> {
+    const room = Math.min(...targets.map(roomOf))
+    const pricing = dearest(targets)
+    return { ...(Number.isFinite(room) && { context_length: room }), ...(pricing !== null && { pricing }) }
+  }
+
+  function roomOf({ abilities, provider, model }: Described): number {
+    const room = abilities.contextLength ?? discovery.known(provider, model)?.contextLength
+    return room ?? Number.POSITIVE_INFINITY
+  }
+
+  /** Rates are whole pico-USD per token. Null: one of them is not known. */
+  function dearest(targets: readonly Described[]): ListedModel['pricing'] | null {
+    let input = 0
+    let output = 0
+    for (const target of targets) {
+      const card = gateway.pricing?.of(target)
+      if (!card) return null
+      input = Math.max(input, card.rates.input / 1_000_000)
+      output = Math.max(output, card.rates.output / 1_000_000)
+    }
+    return targets.length > 0 ? { input, output } : null
   }
 
   return {
     list,
     get,
     resolve,
-    replace,
+    prepare,
     get hash() {
       return table.hash
     }

@@ -2,7 +2,9 @@ import type { Route, Target, Timeouts } from '../../schemas/gateway.ts'
 import type { Price, Strategy } from '../../schemas/model-options.ts'
 import type { Abilities, Provider } from '../../schemas/provider.ts'
 import { isLimited } from './abilities.ts'
-import type { Room, TargetState } from './target-state.ts'
+import { hashOf } from './hash.ts'
+import type { Room } from './places.ts'
+import type { TargetState } from './target-state.ts'
 
 /** Names travel in headers: nothing but visible ASCII. */
 export const printable = /^[\x21-\x7e]+$/
@@ -83,19 +85,4 @@ export class Plan implements Route {
     this.maxOutputTokens = own.maxOutputTokens
     this.inputTokensPerImage = own.inputTokensPerImage
   }
-}
-
-/** 32 bits of a text: FNV-1a, with its ends mixed. */
-export function hashOf(text: string): number {
-  let hash = 0x811c9dc5
-  for (let index = 0; index < text.length; index++) hash = Math.imul(hash ^ text.charCodeAt(index), 0x01000193)
-  return mixed(hash)
-}
-
-/** Spreads a number over 32 bits: the end of MurmurHash3. */
-export function mixed(value: number): number {
-  let hash = value
-  hash = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b)
-  hash = Math.imul(hash ^ (hash >>> 13), 0xc2b2ae35)
-  return (hash ^ (hash >>> 16)) >>> 0
 }

@@ -30,7 +30,14 @@ const elsewhere: Verdict = { another: true, again: false, counts: false }
 export function verdictOf(error: unknown): Verdict {
   if (!isGatewayError(error)) return stop
   if (error.wire === 'context_length_exceeded') return elsewhere
-  return error.blame === null ? byStatus(error) : verdicts[error.blame]
+  if (error.blame === null) return byStatus(error)
+  const verdict = verdicts[error.blame]
+  return verdict.counts && isClientStatus(error.upstream) ? { ...verdict, counts: false } : verdict
+}
+
+/** Whoever answers 4xx is well: the request or the set-up is not, and a caller may have brought that about for all. */
+function isClientStatus(status: number | null): boolean {
+  return status !== null && status >= 400 && status < 500
 }
 
 /** Faults that an adapter or an attempt layer has made by itself. */

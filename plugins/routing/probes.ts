@@ -1,4 +1,6 @@
 import type { Log } from '../../schemas/gateway.ts'
+import type { Health, Provider } from '../../schemas/provider.ts'
+import { inTime, type Pause } from './patience.ts'
 import type { TargetState } from './target-state.ts'
 import type { Targets } from './targets.ts'
 
@@ -9,39 +11,55 @@ export interface ProbeOptions {
   readonly timeout: number
 }
 
-/** Asks targets that are left alone for their health: the first calls after their recovery then find them open. */
-export function createProbes(options: ProbeOptions, targets: Targets, log: Log) {
+/**
+ * Asks providers for their health while targets of theirs are left alone. Those of a provider that is well are open again
+ * for calls, on trial: its word is not yet an answer of a model.
+ */
+export function createProbes({ interval, timeout }: ProbeOptions, targets: Targets, log: Log, pause: Pause) {
+  const closing = new AbortController()
   let timer: NodeJS.Timeout | null = null
-  let running: AbortController | null = null
+  let running = false
 
+  /** Rounds do not overlap. */
   async function round(): Promise<void> {
-    if (running !== null) return
-    running = new AbortController()
-    const signal = AbortSignal.any([running.signal, AbortSignal.timeout(options.timeout)])
-    await Promise.all([...targets.states].map(state => probe(state, signal)))
-    running = null
+    if (running) return
+    running = true
+    const down = Map.groupBy(
+      targets.states.filter(({ breaker }) => breaker.openUntil !== 0),
+      ({ provider }) => provider
+    )
+    await Promise.all([...down].map(([provider, states]) => probe(provider, states)))
+    running = false
   }
 
-  async function probe(state: TargetState, signal: AbortSignal): Promise<void> {
-    const { provider, breaker } = state
-    if (breaker.openUntil === 0 || provider.health === undefined) return
-    const named = { provider: provider.name, model: state.model }
+  async function probe(provider: Provider, states: readonly TargetState[]): Promise<void> {
+    if (provider.health === undefined) return
+    const { ok, detail } = await healthOf(provider)
+    if (!ok) log.debug({ provider: provider.name, detail }, 'a provider is still not well')
+    else
+      for (const { breaker, model } of states) {
+        if (!breaker.mend(Number.POSITIVE_INFINITY)) continue
+        log.info({ provider: provider.name, model }, 'a target is open again: its provider is well')
+      }
+  }
+
+  async function healthOf(provider: Provider): Promise<Health> {
     try {
-      const { ok, detail } = await provider.health(signal)
-      if (!ok) log.debug({ ...named, detail }, 'a target is still not well')
-      else if (breaker.succeed(Number.POSITIVE_INFINITY)) log.info(named, 'a target is well again, says its probe')
+      const ask = async (signal: AbortSignal) => (await provider.health?.(signal)) ?? { ok: false }
+      return await inTime(ask, timeout, closing.signal, pause)
     } catch (error) {
-      log.debug({ ...named, err: error }, 'a target is still not well')
+      return { ok: false, detail: error instanceof Error ? error.message : String(error) }
     }
   }
 
   return {
+    round,
     start() {
-      timer = setInterval(() => void round(), options.interval).unref()
+      timer = setInterval(() => void round(), interval).unref()
     },
     stop() {
       if (timer !== null) clearInterval(timer)
-      running?.abort()
+      closing.abort()
     }
   }
 }

@@ -1,7 +1,6 @@
-import type { Message } from '../../schemas/chat.ts'
 import type { Gateway, Inference } from '../../schemas/gateway.ts'
-import { lackOf } from './abilities.ts'
-import { type Candidate, hashOf, mixed, type Step } from './plan.ts'
+import { mixed } from './hash.ts'
+import type { Candidate, Step } from './plan.ts'
 
 /** What ranking needs besides the call. */
 export interface Ranking {
@@ -10,139 +9,114 @@ export interface Ranking {
   readonly random: () => number
   /** Milliseconds since 1970. */
   readonly now: () => number
-  readonly sticky: boolean
 }
 
-/** In which order the candidates of a step are asked, best first. */
-export interface Order {
-  readonly candidates: readonly Candidate[]
-  /** A number that is the same for all turns of a conversation; null for its first. Keys are chosen by it too. */
-  readonly seed: number | null
-}
-
-/** @param refuse is told of each candidate that cannot do what is asked, and what it lacks */
+/**
+ * In which order candidates are asked, best first. Who has no weight comes last, but where the order is the operator's.
+ *
+ * @param conversation a number that keeps a conversation where it is; null where there is nothing to keep
+ */
 export function rank(
-  step: Step,
-  inference: Inference,
-  ranking: Ranking,
-  refuse: (candidate: Candidate, lack: string) => void
-): Order {
-  let { candidates } = step
-  if (step.limited) candidates = able(candidates, inference, refuse)
-  const seed = step.choice && ranking.sticky ? seedOf(step.alias, inference) : null
-  return { candidates: candidates.length < 2 ? candidates : ordered(candidates, step, inference, seed, ranking), seed }
-}
-
-function able(
-  candidates: readonly Candidate[],
-  inference: Inference,
-  refuse: (candidate: Candidate, lack: string) => void
-): readonly Candidate[] {
-  return candidates.filter(candidate => {
-    const lack = candidate.limited ? lackOf(candidate.abilities, inference) : null
-    if (lack !== null) refuse(candidate, lack)
-    return lack === null
-  })
-}
-
-function ordered(
   candidates: readonly Candidate[],
   { strategy }: Step,
+  conversation: number | null,
   inference: Inference,
-  seed: number | null,
   { gateway, random, now }: Ranking
 ): readonly Candidate[] {
+  if (candidates.length < 2) return candidates
   switch (strategy) {
     case 'priority':
       return candidates
-    case 'least-cost': {
-      const { pricing } = gateway
-      const { size, maxOutputTokens } = inference
-      return by(candidates, random, candidate => {
-        return pricing?.estimate(candidate, size.estimate, maxOutputTokens ?? likelyOutput) ?? Number.MAX_VALUE
-      })
-    }
+    case 'least-cost':
+      return cheapest(candidates, conversation, inference, gateway, random)
     case 'least-latency': {
-      if (seed !== null) return rendezvous(candidates, seed)
+      if (conversation !== null) return rendezvous(candidates, conversation)
       const time = now()
-      return by(candidates, random, ({ state }) => state.load(time))
+      return by(candidates, ({ state, weight }) => (weight === 0 ? last : state.load(time)), random)
     }
     case 'least-busy':
-      if (seed !== null) return rendezvous(candidates, seed)
-      return by(candidates, random, ({ state, weight }) => (state.inFlight + 1) / (weight || Number.MIN_VALUE))
+      if (conversation !== null) return rendezvous(candidates, conversation)
+      return by(candidates, ({ state, weight }) => (weight === 0 ? last : (state.places.taken + 1) / weight), random)
     default:
-      return seed === null ? draw(candidates, random) : rendezvous(candidates, seed)
+      return conversation === null ? draw(candidates, random) : rendezvous(candidates, conversation)
   }
 }
 
+const last = Number.POSITIVE_INFINITY
+/** After all prices, before those without a weight. */
+const unknown = Number.MAX_VALUE
 /** Output tokens of a call that nobody has limited, for comparing prices. */
 const likelyOutput = 1_000
 
-/** Lowest first; equals in any order. */
+/** Cheapest first; a conversation stays where it is as long as nobody is cheaper. */
+function cheapest(
+  candidates: readonly Candidate[],
+  conversation: number | null,
+  { size, maxOutputTokens }: Inference,
+  { pricing }: Gateway,
+  random: () => number
+): readonly Candidate[] {
+  const output = maxOutputTokens ?? likelyOutput
+  const tie = conversation === null ? random : ({ hash }: Candidate) => mixed(conversation ^ hash)
+  return by(
+    candidates,
+    candidate => {
+      if (candidate.weight === 0) return last
+      return pricing?.estimate(candidate, size.estimate, output) ?? unknown
+    },
+    tie
+  )
+}
+
+/** Lowest score first, then lowest tie. */
 function by(
   candidates: readonly Candidate[],
-  random: () => number,
-  score: (candidate: Candidate) => number
+  score: (candidate: Candidate) => number,
+  tie: (candidate: Candidate) => number
 ): readonly Candidate[] {
-  const scored = candidates.map(candidate => ({ candidate, score: score(candidate), tie: random() }))
-  scored.sort((one, other) => one.score - other.score || one.tie - other.tie)
+  const scored = candidates.map(candidate => ({ candidate, score: score(candidate), tie: tie(candidate) }))
+  scored.sort((one, other) => (one.score === other.score ? one.tie - other.tie : one.score < other.score ? -1 : 1))
   return scored.map(({ candidate }) => candidate)
 }
 
-/** All in the order of a weighted draw without replacement. A weight of 0 is tried last. */
+/** All in the order of a weighted draw without replacement. */
 function draw(candidates: readonly Candidate[], random: () => number): readonly Candidate[] {
-  const left = [...candidates]
-  const order: Candidate[] = []
-  while (left.length > 1) {
-    let sum = 0
-    for (const { weight } of left) sum += weight
-    let point = random() * sum
-    let index = left.findIndex(({ weight }) => {
-      point -= weight
-      return point < 0
-    })
-    // No weight is left, or the sum was rounded up past the last one.
-    if (index === -1) index = left.findLastIndex(({ weight }) => weight > 0)
-    if (index === -1) index = 0
-    order.push(...left.splice(index, 1))
+  const order = candidates.slice()
+  for (let at = 0; at < order.length - 1; at++) {
+    const index = drawn(order, at, random())
+    const candidate = order[index]!
+    for (let later = index; later > at; later--) order[later] = order[later - 1]!
+    order[at] = candidate
   }
-  order.push(...left)
   return order
 }
 
+/** Which of those from `from` on a number between 0 and 1 means. */
+function drawn(candidates: readonly Candidate[], from: number, share: number): number {
+  let sum = 0
+  let weighted = from
+  for (let index = from; index < candidates.length; index++) {
+    const { weight } = candidates[index]!
+    sum += weight
+    // The last one that has a weight, should the sum have been rounded up past it.
+    if (weight > 0) weighted = index
+  }
+  let point = share * sum
+  for (let index = from; index < candidates.length; index++) {
+    point -= candidates[index]!.weight
+    if (point < 0) return index
+  }
+  return weighted
+}
+
 /**
- * Weighted rendezvous hashing: the same seed gives the same order in every process, seeds are spread by weight, and a
+ * Weighted rendezvous hashing: the same number gives the same order in every process, numbers are spread by weight, and a
  * target that goes or comes moves only its own share. (Schindelhauer and Schomaker, "Weighted distributed hash tables".)
  */
-function rendezvous(candidates: readonly Candidate[], seed: number): readonly Candidate[] {
-  return by(candidates, zero, ({ hash, weight }) => {
-    const uniform = (mixed(seed ^ hash) + 0.5) / 2 ** 32
-    return -Math.log(uniform) / (weight || Number.MIN_VALUE)
-  })
-}
-
-const zero = () => 0
-
-/** Characters of a conversation's beginning that tell it from others: enough, since a provider caches whole prefixes. */
-const told = 1_024
-
-/**
- * From its second turn on a conversation stays where it is, so that the provider's prompt cache knows it: what stands
- * before the first answer is the same in all its turns. Or as `prompt_cache_key` says.
- */
-function seedOf(alias: string, { request, principal }: Inference): number | null {
-  const key = request['prompt_cache_key']
-  if (typeof key === 'string' && key !== '') return hashOf(`${principal.tenant} ${alias} k${key}`)
-  const { messages } = request
-  const answer = messages.findIndex(({ role }) => role === 'assistant')
-  if (answer < 1) return null
-  const first = messages[0]!
-  const last = messages[answer - 1]!
-  return hashOf(`${principal.tenant} ${alias} ${answer} ${beginning(first)} ${beginning(last)}`)
-}
-
-function beginning({ content }: Message): string {
-  if (typeof content === 'string') return `${content.length} ${content.slice(0, told)}`
-  const text = content?.find(part => typeof part.text === 'string')?.text ?? ''
-  return `${content?.length ?? 0} ${text.slice(0, told)}`
+function rendezvous(candidates: readonly Candidate[], conversation: number): readonly Candidate[] {
+  return by(
+    candidates,
+    ({ hash, weight }) => (weight === 0 ? last : -Math.log((mixed(conversation ^ hash) + 0.5) / 2 ** 32) / weight),
+    () => 0
+  )
 }

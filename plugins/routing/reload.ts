@@ -10,7 +10,7 @@ type Table = RoutingTable<ModelOptions>
 export function createReload(
   source: () => Promise<Table>,
   first: Table,
-  models: Pick<Models, 'replace'>,
+  models: Pick<Models, 'prepare'>,
   log: Log
 ): Reload {
   let current = first
@@ -21,8 +21,9 @@ export function createReload(
     const next = await source()
     const changes = changesBetween(current, next)
     const applied = !dryRun && changes.length > 0
+    const replace = models.prepare(next)
     if (applied) {
-      models.replace(next)
+      replace()
       current = next
       log.info({ changes: changes.map(({ path }) => path), hash: next.hash }, 'the routing table has changed')
     }

@@ -1,21 +1,24 @@
 import type { Log } from '../../schemas/gateway.ts'
 import type { Provider } from '../../schemas/provider.ts'
 import type { BreakerOptions } from './breaker.ts'
-import { type KeyBreakers, keyBreakers, TargetState } from './target-state.ts'
+import type { StateOf } from './compile.ts'
+import { type KeyPool, keyPool } from './lane.ts'
+import type { Room } from './places.ts'
+import { TargetState } from './target-state.ts'
 
 /** What is known of the targets of this gateway. */
 export interface Targets {
   list(): TargetReport[]
   /** Names by state, for /ready. */
   readiness(): { up: string[]; down: string[] }
-  /** What is known of one of the table; made on first touch. */
-  state(provider: Provider, model: string): TargetState
+  /** For a table in the making: gives the state of each of its targets, one that is known or a new one. */
+  draft(): StateOf
+  /** The targets of the table, from now on; what is known of others is forgotten. */
+  keep(rooms: ReadonlyMap<TargetState, Room | null>): void
   /** What is known of one that a caller has named. Some are kept, the oldest go first. */
   passing(provider: Provider, model: string): TargetState
-  /** Those that the table holds; what is known of others is forgotten. */
-  keep(states: ReadonlySet<TargetState>): void
   /** All of them. */
-  readonly states: Iterable<TargetState>
+  readonly states: readonly TargetState[]
 }
 
 /** One target as the administrator sees it. Times in milliseconds; percentiles over the last 256 calls, null without any. */
@@ -46,22 +49,26 @@ export interface TargetReport {
 const mostPassing = 1_000
 
 export function createTargets(options: BreakerOptions, log: Log, now: () => number): Targets {
-  const pools = new Map<Provider, KeyBreakers>()
+  const pools = new Map<Provider, KeyPool>()
   const passing = new Map<string, TargetState>()
-  let states = new Map<string, TargetState>()
+  let table = new Map<string, TargetState>()
 
   function all(): TargetState[] {
-    return [...states.values(), ...passing.values()]
+    return [...table.values(), ...passing.values()]
+  }
+
+  function known(id: string): TargetState | undefined {
+    return table.get(id) ?? passing.get(id)
   }
 
   function made(provider: Provider, model: string): TargetState {
     return new TargetState(provider, model, poolOf(provider), options, log)
   }
 
-  function poolOf(provider: Provider): KeyBreakers {
+  function poolOf(provider: Provider): KeyPool {
     const known = pools.get(provider)
     if (known !== undefined) return known
-    const pool = keyBreakers(provider)
+    const pool = keyPool(provider)
     pools.set(provider, pool)
     return pool
   }
@@ -70,24 +77,27 @@ export function createTargets(options: BreakerOptions, log: Log, now: () => numb
     get states() {
       return all()
     },
-    state(provider, model) {
-      const name = nameOf({ provider, model })
-      const known = states.get(name) ?? passing.get(name) ?? made(provider, model)
-      states.set(name, known)
-      passing.delete(name)
-      return known
+    draft() {
+      const drafted = new Map<string, TargetState>()
+      return (provider, model) => {
+        const id = idOf({ provider, model })
+        const state = drafted.get(id) ?? known(id) ?? made(provider, model)
+        drafted.set(id, state)
+        return state
+      }
+    },
+    keep(rooms) {
+      table = new Map([...rooms.keys()].map(state => [idOf(state), state]))
+      for (const [state, room] of rooms) state.places.room = room
+      for (const id of table.keys()) passing.delete(id)
     },
     passing(provider, model) {
-      const name = nameOf({ provider, model })
-      const known = states.get(name) ?? passing.get(name)
-      if (known !== undefined) return known
+      const id = idOf({ provider, model })
+      const state = known(id) ?? made(provider, model)
+      if (table.has(id) || passing.has(id)) return state
       if (passing.size >= mostPassing) for (const oldest of passing.keys()) if (passing.delete(oldest)) break
-      const state = made(provider, model)
-      passing.set(name, state)
+      passing.set(id, state)
       return state
-    },
-    keep(kept) {
-      states = new Map([...kept].map(state => [nameOf(state), state]))
     },
     list: () => all().map(state => reportOf(state, now())),
     readiness() {
@@ -99,31 +109,35 @@ export function createTargets(options: BreakerOptions, log: Log, now: () => numb
   }
 }
 
-function nameOf({ provider, model }: Pick<TargetState, 'provider' | 'model'>): string {
+/** Neither part holds a space, so no two targets share it. */
+function idOf({ provider, model }: Pick<TargetState, 'provider' | 'model'>): string {
+  return `${provider.name} ${model}`
+}
+
+function nameOf({ provider, model }: TargetState): string {
   return `${provider.name}/${model}`
 }
 
 function reportOf(target: TargetState, now: number): TargetReport {
-  const { breaker, attempts, failures, inFlight, latency, firstToken, lastError } = target
-  const ended = attempts - inFlight
+  const { breaker, places, attempts, failures, latency, firstToken, lastError } = target
+  const ended = attempts - places.taken
   return {
     provider: target.provider.name,
     model: target.model,
     state: breaker.state(now),
     open_until: breaker.openUntil === 0 ? null : iso(breaker.openUntil),
-    in_flight: inFlight,
-    queued: target.queued,
+    in_flight: places.taken,
+    queued: places.waiting,
     attempts,
     failures,
     success_rate: ended > 0 ? Math.max(0, 1 - failures / ended) : null,
     latency_ms: { p50: latency.percentile(0.5), p95: latency.percentile(0.95) },
     first_token_ms: { p50: firstToken.percentile(0.5), p95: firstToken.percentile(0.95) },
     last_error: lastError === null ? null : { ...lastError, time: iso(lastError.time) },
-    keys: target.lanes.map(({ key, refused, limit, forbidden }) => {
-      const refusedUntil = Math.max(refused.openUntil, forbidden.openUntil)
-      const until = Math.max(refusedUntil, limit.openUntil)
-      if (until <= now) return { key: key + 1, resting: null, until: null }
-      return { key: key + 1, resting: refusedUntil > now ? 'refused' : 'limited', until: iso(until) }
+    keys: target.lanes.map(lane => {
+      const rest = lane.rest(now)
+      if (rest === null || rest.until <= now) return { key: lane.key + 1, resting: null, until: null }
+      return { key: lane.key + 1, resting: rest.why, until: iso(rest.until) }
     })
   }
 }

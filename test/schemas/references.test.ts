@@ -37,6 +37,13 @@ t.test('fallbacks, tasks, the default and allowed models name an alias', async t
   )
 })
 
+t.test('a fallback is an alias, also where provider/model works beside them', async t => {
+  const models = { a: model('echo/x'), b: model() }
+  t.strictSame(faultsOf({ models, routing: { passThrough: true }, defaultModel: 'echo/x' }), [
+    'models.a.fallbacks[0]: found "echo/x"; allowed: a name of models: a, b'
+  ])
+})
+
 t.test('without models a name is provider/model', async t => {
   const allowed = 'provider/model with a provider of this file: echo'
   t.strictSame(faultsOf({ defaultModel: 'echo/any/thing', tasks: { a: 'echo/x' }, models: {} }), [])
