@@ -177,9 +177,11 @@ class Course {
     this.#failure = error
     const { another, again } = verdictOf(error)
     if (!another || this.#inference.signal.aborted) throw error
-    if (!again || this.#again.some(one => one.candidate === candidate)) return
-    const wait = isGatewayError(error) ? (error.retryAfter ?? 0) : 0
-    this.#again = [...this.#again, { candidate, from: this.#options.now() + wait }]
+    if (!again) return
+    const from = this.#options.now() + waitAfter(error)
+    const known = this.#again.find(one => one.candidate === candidate)
+    if (known === undefined) this.#again = [...this.#again, { candidate, from }]
+    else known.from = Math.max(known.from, from)
   }
 
   /** Asks this candidate, and one more should it be silent for longer than usual: the first to answer wins. */
@@ -252,6 +254,11 @@ class Course {
     const wait = Math.max(pause, soonest + early)
     return wait < remaining(this.#inference) ? wait : null
   }
+}
+
+/** Milliseconds that the provider asks for. What it asks of one key is kept there: another one may be free sooner. */
+function waitAfter(error: unknown): number {
+  return isGatewayError(error) && error.blame !== 'limit' ? (error.retryAfter ?? 0) : 0
 }
 
 function isAboutKey(error: unknown): boolean {
