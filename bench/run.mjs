@@ -14,11 +14,12 @@ import { cores, freePort, node, ready, run, start, stopAll, which } from './proc
 import { allRows, leastRows, scale } from './scale.mjs'
 import { measure, median, print } from './table.mjs'
 
-const kinds = ['json', 'sse', 'latency', 'chunks', 'memory', 'start', 'ledger', 'scale']
+const kinds = ['json', 'sse', 'latency', 'chunks', 'memory', 'start', 'ledger', 'routing', 'scale']
 const quickKinds = ['json', 'sse', 'latency', 'chunks']
 const usage = `node bench/run.mjs [options]
 
-  --quick          about a minute: fewer and shorter rounds, no JSON 10 KB, memory, start-up, ledger, scale
+  --quick          about a minute: fewer and shorter rounds, no JSON 10 KB, memory, start-up, ledger, routing,
+                   scale
   --rounds N       rounds of the throughput rows (7; 2 with --quick)
   --only A,B       of ${kinds.join(', ')}
   --rows N         rows of the ledger in scale (${allRows}, at least ${leastRows})
@@ -63,7 +64,8 @@ if (!flags.relays) {
   if (flags.only.has('chunks')) await chunks(100, 10)
   if (flags.only.has('memory')) await openStreams(1_000)
   if (flags.only.has('start')) await startUps()
-  if (flags.only.has('ledger') && available) await books()
+  if (flags.only.has('ledger') && available) await share('ledger', 'kernel with ledger', "the ledger's")
+  if (flags.only.has('routing') && available) await share('routing', 'kernel with routing', "routing's")
   if (flags.only.has('scale') && available) await growth()
 }
 report()
@@ -280,21 +282,20 @@ async function startUps() {
   })
 }
 
-/** What the ledger takes of the event loop; ledger.mjs says how. */
-async function books() {
-  progress('ledger')
-  const kept = { name: 'ledger', title: 'kernel with ledger' }
-  const row = measure("the ledger's event-loop time per request, µs", 2, { single: true })
-  second.contenders.push(kept)
+/** What one part takes of the event loop; ledger.mjs and routing.mjs say how. */
+async function share(name, title, whose) {
+  progress(name)
+  const row = measure(`${whose} event-loop time per request, µs`, 2, { single: true })
+  second.contenders.push({ name, title })
   second.measures.push(row)
   try {
-    const output = await run('contender', node, [join(import.meta.dirname, 'ledger.mjs')], 120_000)
-    const [, text] = /the ledger adds\s+(-?[\d.]+) µs/.exec(output) ?? []
-    if (text === undefined) throw new Error(`ledger.mjs said nothing: ${output.slice(-200)}`)
-    row.add(kept.name, Number(text))
-    row.note(kept.name, `target below 3: ${Number(text) < 3 ? 'met' : 'MISSED'}`)
+    const output = await run('contender', node, [join(import.meta.dirname, `${name}.mjs`)], 120_000)
+    const [, text] = new RegExp(`${name} adds\\s+(-?[\\d.]+) µs`).exec(output) ?? []
+    if (text === undefined) throw new Error(`${name}.mjs said nothing: ${output.slice(-200)}`)
+    row.add(name, Number(text))
+    row.note(name, `target below 3: ${Number(text) < 3 ? 'met' : 'MISSED'}`)
   } catch (error) {
-    row.fail(kept.name, error)
+    row.fail(name, error)
   }
 }
 

@@ -2,8 +2,7 @@ import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import type { ChatRequest } from '../schemas/chat.ts'
 import { detail, InvalidRequest, UpstreamError } from '../schemas/errors.ts'
-import type { Timeouts } from '../schemas/gateway.ts'
-import type { Attempt, Health, ModelInfo } from '../schemas/provider.ts'
+import type { Attempt, ModelInfo } from '../schemas/provider.ts'
 import { isRecord } from '../schemas/reader.ts'
 import { createEndpoint, type EndpointOptions } from './endpoint.ts'
 import { notStreamed } from './faults.ts'
@@ -26,8 +25,6 @@ export interface GeminiOptions extends EndpointOptions {
   fetchMedia?: false | MediaOptions
 }
 
-/** For what is asked besides chats. */
-const patience: Timeouts = { connect: 5_000, headers: 10_000, firstToken: 10_000, idle: 10_000, total: 30_000 }
 const mostPages = 50
 const ownAddresses =
   /^https:\/\/(?:generativelanguage\.googleapis\.com\/v1(?:beta)?\/files\/|(?:www\.)?youtube\.com\/watch\?v=|youtu\.be\/)/
@@ -36,7 +33,7 @@ const ownAddresses =
 async function gemini(app: FastifyInstance, options: GeminiOptions): Promise<void> {
   const baseUrl = withVersion(options.baseUrl ?? 'https://generativelanguage.googleapis.com')
   const endpoint = createEndpoint(options, baseUrl, key => ['x-goog-api-key', key])
-  const { upstream, maxEvent, redact } = endpoint
+  const { maxEvent, redact } = endpoint
   const readMedia = options.fetchMedia ? createMedia(options.fetchMedia) : null
   const recall = createRecall<string>()
   const surface: Surface = {
@@ -68,33 +65,22 @@ async function gemini(app: FastifyInstance, options: GeminiOptions): Promise<voi
     }
   }
 
-  async function countTokens(request: ChatRequest, signal = new AbortController().signal): Promise<number> {
-    const model = request.model ?? ''
-    const path = pathOf(model, 'countTokens')
-    const { body } = toGemini(request, surface, { signatures: { find: () => undefined } })
-    const { contents, systemInstruction, tools } = body
-    const counted = { model: path.slice(1, path.lastIndexOf(':')), contents, systemInstruction, tools }
-    const reply = await upstream.post({
-      path,
-      headers: endpoint.headers(0),
-      body: JSON.stringify({ generateContentRequest: counted }),
-      signal,
-      timeouts: patience,
-      stream: false
-    })
-    const { totalTokens } = answerOf(reply)
+  async function countTokens(request: ChatRequest, signal?: AbortSignal): Promise<number> {
+    const path = pathOf(request.model ?? '', 'countTokens')
+    const { contents, systemInstruction, tools } = toGemini(request, surface, { signatures: { find() {} } }).body
+    const model = path.slice(1, path.lastIndexOf(':'))
+    const question = { generateContentRequest: { model, contents, systemInstruction, tools } }
+    const { totalTokens } = answerOf(await endpoint.ask(path, signal, question))
     if (typeof totalTokens !== 'number') throw new UpstreamError('it does not say how many tokens there are.')
     return totalTokens
   }
 
-  async function models(signal = new AbortController().signal): Promise<ModelInfo[]> {
+  async function models(signal?: AbortSignal): Promise<ModelInfo[]> {
     const found: ModelInfo[] = []
     let page = ''
     for (let asked = 0; asked < mostPages; asked++) {
-      const path = `/models?pageSize=1000${page}`
-      const { models: some, nextPageToken: next } = answerOf(
-        await upstream.get(path, endpoint.headers(0), signal, patience)
-      )
+      const reply = await endpoint.ask(`/models?pageSize=1000${page}`, signal)
+      const { models: some, nextPageToken: next } = answerOf(reply)
       for (const model of listOf(some)) {
         const info = infoOf(model)
         if (info !== null) found.push(info)
@@ -103,16 +89,6 @@ async function gemini(app: FastifyInstance, options: GeminiOptions): Promise<voi
       page = `&pageToken=${encodeURIComponent(next)}`
     }
     return found
-  }
-
-  async function health(signal = new AbortController().signal): Promise<Health> {
-    try {
-      answerOf(await upstream.get('/models?pageSize=1', endpoint.headers(0), signal, patience))
-      return { ok: true }
-    } catch (error) {
-      signal.throwIfAborted()
-      return { ok: false, detail: error instanceof Error ? error.message : 'it cannot be reached.' }
-    }
   }
 
   function answerOf(reply: Reply): { readonly [field: string]: unknown } {
@@ -131,7 +107,7 @@ async function gemini(app: FastifyInstance, options: GeminiOptions): Promise<voi
     send,
     countTokens,
     models,
-    health
+    health: signal => endpoint.probe('/models?pageSize=1', signal)
   })
   app.addHook('onClose', () => endpoint.close())
 }

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict'
 import { isGatewayError } from '../schemas/errors.ts'
-import type { Provider } from '../schemas/provider.ts'
+import type { Attempt, Provider } from '../schemas/provider.ts'
 import { attemptOf } from './attempt.ts'
 import { type ConversationOptions, conversation } from './conversations.ts'
-import { heardIn, lossBetween } from './heard.ts'
+import { type Heard, heardIn, lossBetween } from './heard.ts'
 import type { Subject, Test, Vendor } from './vendor.ts'
 
 /** How many conversations every provider is asked. */
@@ -55,14 +55,17 @@ export async function crossings(
   upstream.script(vendor.whole({ text: ['Yes.'], finish: 'stop', inputTokens: 9, outputTokens: 1 }))
   for (let seed = 1; seed <= count; seed++) {
     const request = conversation(seed, options)
+    const sent = heardIn(request)
     const before = upstream.requests.length
+    const attempt = attemptOf(provider, { request })
     try {
-      await provider.send(attemptOf(provider, { request }))
+      await provider.send(attempt)
       const arrived = upstream.requests.slice(before)
+      const [only, ...others] = arrived
       const why =
-        arrived.length === 1
-          ? lossBetween(heardIn(request), vendor.understood(arrived[0]!.json))
-          : `${arrived.length} requests arrived`
+        only === undefined || others.length > 0
+          ? `${arrived.length} requests arrived`
+          : lossBetween(sent, asWarned(sent, vendor.understood(only.json), attempt))
       if (why !== null) lost.push({ seed, why })
     } catch (error) {
       if (!isGatewayError(error)) lost.push({ seed, why: `failed: ${error instanceof Error ? error.stack : error}` })
@@ -72,4 +75,11 @@ export async function crossings(
     }
   }
   return { lost, refused }
+}
+
+/** A vendor that cannot be made to call a tool may be given that one alone, or be asked in vain, if the client is told. */
+function asWarned(sent: Heard, heard: Heard, { inference }: Attempt): Heard {
+  if (inference.facts.warnings.length === 0) return heard
+  const alone = heard.tools.length === 1 && heard.tools[0] === sent.choice
+  return { ...heard, choice: undefined, tools: alone ? sent.tools : heard.tools }
 }

@@ -28,6 +28,8 @@ export interface Heard {
   readonly turns: readonly Turn[]
   /** Names, in order. */
   readonly tools: readonly string[]
+  /** `auto`, `none`, `required` or the name of the tool to be called; not compared where a vendor's script leaves it out. */
+  readonly choice?: string
 }
 
 /** What a request in OpenAI's wire says. */
@@ -47,7 +49,8 @@ export function heardIn(request: ChatRequest): Heard {
       turns.push({ role: 'assistant', items: [...said, ...refusal, ...(message.tool_calls ?? []).map(callOf)] })
     } else turns.push({ role: 'user', items: said })
   }
-  return { system, turns, tools: (request.tools ?? []).map(tool => tool.function?.name ?? '') }
+  const tools = (request.tools ?? []).map(tool => tool.function?.name ?? '')
+  return { system, turns, tools, choice: choiceOf(request['tool_choice']) }
 }
 
 function itemsOf(content: Message['content']): Item[] {
@@ -60,6 +63,11 @@ function itemsOf(content: Message['content']): Item[] {
   })
 }
 
+function choiceOf(choice: unknown): string {
+  if (isObject(choice) && isObject(choice['function'])) return String(choice['function']['name'])
+  return typeof choice === 'string' ? choice : 'auto'
+}
+
 function callOf({ id = '', function: called }: ToolCall): Item {
   return { type: 'call', id, name: called?.name ?? '', arguments: JSON.parse(called?.arguments || '{}') }
 }
@@ -68,7 +76,8 @@ function callOf({ id = '', function: called }: ToolCall): Item {
  * What of a conversation did not arrive; null when all of it did. No loss is: turns of one role that are merged or split;
  * texts that are joined, with whatever white space where they meet or end; texts without a word that are left out; calls
  * that have other ids; results in another order before what else their turn says; results made up where there are none,
- * and tools where only their calls are known; a word of the user before a conversation that begins without one.
+ * and tools where only their calls are known; no tools where none is to be called; a word of the user before a
+ * conversation that begins without one.
  */
 export function lossBetween(sent: Heard, heard: Heard): string | null {
   const wanted = settle(number(sent.turns))
@@ -82,7 +91,7 @@ export function lossBetween(sent: Heard, heard: Heard): string | null {
     got.shift()
   return (
     lossOfSystem(sent.system, heard.system) ??
-    lossOfTools(sent, heard.tools) ??
+    lossOfTools(sent, heard) ??
     lossOfTurns(wanted, got) ??
     (wanted.length === got.length ? null : `${wanted.length} turns became ${got.length}`)
   )
@@ -126,10 +135,16 @@ function lossOfSystem(sent: readonly string[], heard: readonly string[]): string
   return isSaid(sent, heard) ? null : `the system's ${quote(sent)} became ${quote(heard)}`
 }
 
-function lossOfTools(sent: Heard, heard: readonly string[]): string | null {
+function lossOfTools(sent: Heard, heard: Heard): string | null {
+  const { tools, choice = 'auto' } = sent
+  if (choice === 'none' && heard.tools.length === 0) return null
   const called = new Set(sent.turns.flatMap(turn => turn.items.map(item => (item.type === 'call' ? item.name : null))))
-  const got = heard.filter(name => sent.tools.includes(name) || !called.has(name))
-  return isDeepStrictEqual(got, sent.tools) ? null : `the tools ${quote(sent.tools)} became ${quote(heard)}`
+  const got = heard.tools.filter(name => tools.includes(name) || !called.has(name))
+  if (!isDeepStrictEqual(got, tools)) return `the tools ${quote(tools)} became ${quote(heard.tools)}`
+  // The only tool is required, or it is: the same.
+  const same = new Set(tools.length === 1 ? [choice, choice.replace('required', tools[0]!)] : [choice])
+  if (tools.length === 0 || heard.choice === undefined || same.has(heard.choice)) return null
+  return `the choice ${quote(choice)} of a tool became ${quote(heard.choice)}`
 }
 
 function lossOfTurns(wanted: readonly Turn[], got: readonly Turn[]): string | null {

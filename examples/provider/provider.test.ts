@@ -60,6 +60,7 @@ function entriesOf({ text, calls = [], finish, inputTokens, outputTokens }: Spee
 
 interface Sent {
   tools?: Array<{ name: string }>
+  choice?: string | { function: { name: string } }
   log: Array<{
     from: string
     text: string
@@ -73,7 +74,7 @@ interface Sent {
 
 /** What Acme would make of a request. */
 function understood(body: unknown) {
-  const { log, tools = [] } = body as Sent
+  const { log, tools = [], choice = 'auto' } = body as Sent
   const turns: Turn[] = []
   for (const { from, text, image_url: image, file, call = '', tool, input = '' } of log) {
     let item: Item = { type: 'text', text }
@@ -84,7 +85,8 @@ function understood(body: unknown) {
     if (from !== 'system') turns.push({ role: from === 'assistant' ? 'assistant' : 'user', items: [item] })
   }
   const system = log.filter(({ from }) => from === 'system').map(({ text }) => text)
-  return { system, turns, tools: tools.map(({ name }) => name) }
+  const chosen = typeof choice === 'string' ? choice : choice.function.name
+  return { system, turns, tools: tools.map(({ name }) => name), choice: chosen }
 }
 
 test('acme', async t => {

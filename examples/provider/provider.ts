@@ -31,10 +31,11 @@ export default async function acme(app: FastifyInstance, options: EndpointOption
   app.addHook('onClose', () => endpoint.close())
 }
 
-function asked({ model, messages, tools, stream, max_completion_tokens, max_tokens }: ChatRequest) {
+function asked({ model, messages, tools, tool_choice, stream, max_completion_tokens, max_tokens }: ChatRequest) {
   const limit = max_completion_tokens ?? max_tokens ?? undefined
   const log = messages.flatMap(entriesOf)
-  return { engine: model, limit, stream: stream === true, tools: tools?.map(tool => tool.function), log }
+  const known = tools?.map(tool => tool.function)
+  return { engine: model, limit, stream: stream === true, tools: known, choice: tool_choice, log }
 }
 
 function entriesOf({ role, content, refusal, tool_calls, tool_call_id: call }: Message) {

@@ -44,6 +44,8 @@ interface Failed {
 const nothing: never[] = []
 /** Milliseconds by which a timer may be early. */
 const early = 1
+/** Milliseconds over which those come back who wait for the same moment. */
+const spread = 250
 
 /**
  * The way of one call along its plan. A class, because everything on it is about what has been tried so far, and because
@@ -163,6 +165,8 @@ class Course {
         if (!isAboutKey(error)) return null
       }
     }
+    // It is as if it had limited this call as well: others have found out for it.
+    if (state.rest(now())?.why === 'limited') this.#askAgain(candidate, 0)
     return null
   }
 
@@ -177,8 +181,12 @@ class Course {
     this.#failure = error
     const { another, again } = verdictOf(error)
     if (!another || this.#inference.signal.aborted) throw error
-    if (!again) return
-    const from = this.#options.now() + waitAfter(error)
+    if (again) this.#askAgain(candidate, waitAfter(error))
+  }
+
+  /** Its fault may pass: after so many milliseconds, and what it rests. */
+  #askAgain(candidate: Candidate, wait: number): void {
+    const from = this.#options.now() + wait
     const known = this.#again.find(one => one.candidate === candidate)
     if (known === undefined) this.#again = [...this.#again, { candidate, from }]
     else known.from = Math.max(known.from, from)
@@ -241,8 +249,9 @@ class Course {
 
   /** Milliseconds until those who failed may be asked again; null: not within this call, or a fallback is quicker. */
   #waitBefore(repeat: number, isLast: boolean): number | null {
-    const time = this.#options.now()
-    const pause = pauseBefore(repeat, this.#options.random)
+    const { now, random } = this.#options
+    const time = now()
+    const pause = pauseBefore(repeat, random)
     let soonest = Number.POSITIVE_INFINITY
     for (const one of this.#again) {
       const rest = one.candidate.state.rest(time)
@@ -251,7 +260,7 @@ class Course {
       soonest = Math.min(soonest, one.from - time)
     }
     if (soonest > (isLast ? longestWait : pause)) return null
-    const wait = Math.max(pause, soonest + early)
+    const wait = soonest > 0 ? Math.max(pause, soonest + early + random() * spread) : pause
     return wait < remaining(this.#inference) ? wait : null
   }
 }

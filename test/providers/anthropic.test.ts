@@ -57,6 +57,8 @@ const subject: Subject = {
 
 providerConformance(t, subject)
 conversationsCross(t, { ...subject, model: 'claude-sonnet-4-5' })
+// It cannot be made to call a tool.
+conversationsCross(t, { ...subject, name: 'anthropic, a model of late 2026', model: 'claude-opus-5-5' })
 
 // Where it is sent, and what with
 

@@ -153,7 +153,7 @@ function modelOf(id: string) {
 
 /** Reads a request as the vendor would, and refuses what the vendor refuses. */
 function heardByClaude(body: unknown): Heard {
-  const { system, messages, tools } = recordOf(body)
+  const { system, messages, tools, tool_choice: choice } = recordOf(body)
   let role = ''
   const turns = recordsOf(messages).map(turn => {
     if (turn['role'] !== 'user' && turn['role'] !== 'assistant') throw new Error(`The role ${turn['role']}`)
@@ -174,8 +174,15 @@ function heardByClaude(body: unknown): Heard {
   return {
     system: recordsOf(system ?? []).map(block => String(block['text'])),
     turns,
-    tools: recordsOf(tools ?? []).map(tool => String(tool['name']))
+    tools: recordsOf(tools ?? []).map(tool => String(tool['name'])),
+    choice: choiceOf(choice)
   }
+}
+
+function choiceOf(choice: unknown): string {
+  const { type, name } = recordOf(choice ?? { type: 'auto' })
+  if (type === 'tool') return String(name)
+  return type === 'any' ? 'required' : String(type)
 }
 
 function itemsOf(block: Record<string, unknown>): Item[] {

@@ -104,12 +104,15 @@ interface Part {
 interface Body {
   readonly contents: ReadonlyArray<{ readonly role: string; readonly parts: readonly Part[] }>
   readonly systemInstruction?: { readonly parts: ReadonlyArray<{ readonly text: string }> }
+  readonly toolConfig?: {
+    readonly functionCallingConfig: { readonly mode: string; readonly allowedFunctionNames?: readonly string[] }
+  }
   readonly tools?: ReadonlyArray<{ readonly functionDeclarations: ReadonlyArray<{ readonly name: string }> }>
 }
 
 /** What a request says, and that it keeps to Google's rules. */
 function understood(body: unknown): Heard {
-  const { contents, systemInstruction, tools = [] } = body as Body
+  const { contents, systemInstruction, tools = [], toolConfig } = body as Body
   const turns: Turn[] = contents.map(({ role, parts }, index) => {
     if (parts.length === 0) throw new Error(`contents[${index}] has no parts`)
     if (parts.some(part => part.text === '')) throw new Error(`contents[${index}] has an empty text`)
@@ -120,8 +123,15 @@ function understood(body: unknown): Heard {
   return {
     system: (systemInstruction?.parts ?? []).map(({ text }) => text),
     turns,
-    tools: tools.flatMap(({ functionDeclarations }) => functionDeclarations.map(({ name }) => name))
+    tools: tools.flatMap(({ functionDeclarations }) => functionDeclarations.map(({ name }) => name)),
+    choice: choiceOf(toolConfig)
   }
+}
+
+function choiceOf(config: Body['toolConfig']): string {
+  const { mode, allowedFunctionNames: names } = config?.functionCallingConfig ?? { mode: 'AUTO' }
+  if (names !== undefined) return names.join()
+  return mode === 'ANY' ? 'required' : mode.toLowerCase()
 }
 
 /** Calls are followed at once by as many results with the same ids and names in the same order, and by nothing else. */

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { EventFrames, type EventReader, eventReader, type Read } from '../../providers/sse.ts'
+import { dataReader, EventFrames, type EventReader, eventReader, type Read } from '../../providers/sse.ts'
 import type { ChatCompletionChunk, CompletionUsage } from '../../schemas/chat.ts'
 import { isGatewayError } from '../../schemas/errors.ts'
 import { chunkFrames } from '../../schemas/frames.ts'
@@ -525,5 +525,40 @@ t.test('the fault of an event that is too large is a fault of the provider', asy
     t.fail('accepted')
   } catch (error) {
     t.ok(isGatewayError(error))
+  }
+})
+
+// Data of streams that are not OpenAI's
+
+/** All data that a stream of these reads brings. */
+function datasOf(reads: Iterable<Uint8Array>, encoding?: 'utf8' | 'latin1'): string[] {
+  const reader = dataReader(1_000, encoding)
+  return [...Array.from(reads, bytes => reader.read(Buffer.from(bytes))), reader.end()].flat()
+}
+
+t.test('data may be read as the bytes that it is, which say the same once they are decoded', async t => {
+  const stream = Buffer.from('\ufeffdata: {"a":"Zürich 東京"}\r\n\r\n: hello\n\ndata:1\ndata: 2 🙂\n\ndata: cut')
+  const texts = ['{"a":"Zürich 東京"}', '1\n2 🙂', 'cut']
+  t.same(datasOf([stream]), texts)
+  const raw = texts.map(text => Buffer.from(text).toString('latin1'))
+  for (const reads of [[stream], pieces(stream, 'byte')]) t.same(datasOf(reads, 'latin1'), raw)
+})
+
+t.test('JSON that is no event is data at the end of a stream, and nothing else is', async t => {
+  const events = 'data: 1\n\n'
+  const ends: Array<[string, string[]]> = [
+    [
+      '{\r\n  "error": {\r\n    "message": "é"\r\n  }\r\n}\r\n',
+      ['{\r\n  "error": {\r\n    "message": "é"\r\n  }\r\n}']
+    ],
+    [' [{"error": 1}]', ['[{"error": 1}]']],
+    ['<html>', []],
+    ['event: ping', []],
+    ['data: {"cut', ['{"cut']],
+    ['', []]
+  ]
+  for (const [end, expected] of ends) {
+    const stream = Buffer.from(events + end)
+    for (const reads of [[stream], pieces(stream, 'byte')]) t.same(datasOf(reads), ['1', ...expected], end)
   }
 })

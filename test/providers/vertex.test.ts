@@ -11,7 +11,7 @@ import type { Answer } from '../../schemas/gateway.ts'
 import type { Provider } from '../../schemas/provider.ts'
 import { usageOf } from '../../schemas/usage.ts'
 import { conversationsCross } from '../conformance/conversations.ts'
-import { attemptOf, providerConformance, type Started, type Subject } from '../conformance/provider.ts'
+import { attemptOf, providerConformance, type Subject, type Vendor } from '../conformance/provider.ts'
 import { build, hello } from '../helper.ts'
 import {
   bytes,
@@ -123,49 +123,34 @@ function byOrder(body: Asked): object {
   return { ...body, contents }
 }
 
-const subjects: Record<string, (google: Upstream, own: Provider) => Started> = {
-  Gemini: (google, provider) => {
-    const vendor = geminiVendor(google)
-    return {
-      provider,
-      vendor: {
-        ...vendor,
-        models: undefined,
-        healthy: () => said('permission.json', 403),
-        understood: body => vendor.understood!(byOrder(body as Asked))
-      }
-    }
-  },
-  Claude: (google, own) => ({
-    // The suite names no model, and here the name decides.
-    provider: {
-      ...own,
-      send: attempt => own.send({ ...attempt, request: { ...attempt.request, model: claude } }),
-      countTokens: (request, signal) => own.countTokens!({ ...request, model: claude }, signal)
-    },
-    vendor: {
-      ...claudeVendor(google),
-      models: undefined,
-      healthy: () => said('permission.json', 403),
-      // Both Anthropic and Google refuse.
-      refusal: (status, text) =>
-        status % 2 === 0 ? json(googleError(status, text), { status }) : claudeError(status, text, 'some_error')
-    }
-  })
-}
-
-for (const [name, started] of Object.entries(subjects)) {
-  const subject: Subject = {
+function subject(name: string, model: string, vendorOn: (google: Upstream) => Vendor): Subject {
+  return {
     name: `vertex, ${name}`,
+    model,
     async start(t) {
       const { google, provider } = await gateway(t)
-      return { ...started(google, provider), keys: [] }
+      const vendor = { ...vendorOn(google), models: undefined, healthy: () => said('permission.json', 403) }
+      return { provider, vendor, keys: [] }
     }
   }
-  providerConformance(t, subject)
-  // Claude does not read what is elsewhere.
-  conversationsCross(t, { ...subject, model: gemini, images: name === 'Claude' ? 'inline' : 'any' })
 }
+
+const asGemini = subject('Gemini', gemini, google => {
+  const vendor = geminiVendor(google)
+  return { ...vendor, understood: body => vendor.understood!(byOrder(body as Asked)) }
+})
+const asClaude = subject('Claude', claude, google => ({
+  ...claudeVendor(google),
+  // Both Anthropic and Google refuse.
+  refusal: (status, text) =>
+    status % 2 === 0 ? json(googleError(status, text), { status }) : claudeError(status, text, 'some_error')
+}))
+
+providerConformance(t, asGemini)
+conversationsCross(t, asGemini)
+providerConformance(t, asClaude)
+// Claude does not read what is elsewhere.
+conversationsCross(t, { ...asClaude, images: 'inline' })
 
 // Where it is sent, and how
 

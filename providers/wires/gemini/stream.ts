@@ -25,15 +25,23 @@ import {
   usageFrom
 } from './answer.ts'
 
-// Most events bring one text and nothing else. They are recognised by these three patterns, one after the other, and
-// their text goes on as the JSON that it is; everything else is parsed. Both go by bytes, as characters of latin1.
+// Most events bring one text and nothing else. The first of them is taken apart by these three patterns, one after the
+// other; those that are built alike are recognised by what stands around their text, which goes on as the JSON that it is.
+// Everything else is parsed. All of it goes by bytes, as characters of latin1.
 const opening =
   /\{\s*"candidates"\s*:\s*\[\s*\{\s*"content"\s*:\s*\{\s*(?:"role"\s*:\s*"model"\s*,\s*)?"parts"\s*:\s*\[\s*\{\s*"text"\s*:\s*"/y
 const literal = /[ !#-[\]-\xff]*(?:\\(?:["\\/bfnrt]|u[\da-fA-F]{4})[ !#-[\]-\xff]*)*/y
-const closing = /"\s*\}\s*\](?:\s*,\s*"role"\s*:\s*"model")?\s*\}(?:\s*,\s*"index"\s*:\s*0)?\s*\}\s*\]\s*,\s*/y
+const closing =
+  /"\s*\}\s*\](?:\s*,\s*"role"\s*:\s*"model")?\s*\}(?:\s*,\s*"index"\s*:\s*0)?\s*\}\s*\]\s*,\s*"usageMetadata"\s*:/y
 
-const countsKey = '"usageMetadata"'
 const textTail = '"},"logprobs":null,"finish_reason":null}]}\n\n'
+
+/** How an event with one text is built: what stands before it, after it up to the counts, and after those. */
+interface Shape {
+  readonly before: string
+  readonly after: string
+  readonly tail: string
+}
 
 /** What has become of one candidate so far. */
 interface Choice {
@@ -56,8 +64,7 @@ export function geminiReader(headers: Reply['headers'], maxEvent: number, origin
   let head = ''
   let first: Choice | null = null
   let textHead = ''
-  /** How all events end: the model's version and the id of the answer. */
-  let tail: string | null = null
+  let shape: Shape | null = null
   let usage: UsageMetadata | null = null
   /** An event with newer counts that nobody has parsed yet. */
   let counted: string | null = null
@@ -65,21 +72,17 @@ export function geminiReader(headers: Reply['headers'], maxEvent: number, origin
 
   /** True when the event brought one text, which has been written. */
   function plain(data: string): boolean {
-    opening.lastIndex = 0
-    if (first === null || !opening.test(data)) return false
-    const from = opening.lastIndex
-    literal.lastIndex = from
+    if (first === null || shape === null) return false
+    // Slices, because V8 is several times slower in `startsWith` and `endsWith`.
+    const { before, after, tail } = shape
+    if (data.slice(0, before.length) !== before || data.slice(data.length - tail.length) !== tail) return false
+    literal.lastIndex = before.length
     literal.test(data)
     const to = literal.lastIndex
-    closing.lastIndex = to
-    if (to === from || !closing.test(data)) return false
-    // What follows the counts is the same in every event; anything else there has to be looked at. Slices, because V8 is
-    // several times slower in `endsWith` and `startsWith`.
-    if (tail === null || data.slice(data.length - tail.length) !== tail) return false
-    const rest = closing.lastIndex
-    if (data.slice(rest, rest + countsKey.length) === countsKey) counted = data
-    else if (rest !== data.length - tail.length) return false
-    out += textHead + data.slice(from, to) + textTail
+    const rest = to + after.length
+    if (to === before.length || data.slice(to, rest) !== after || rest + tail.length > data.length) return false
+    counted = data
+    out += textHead + data.slice(before.length, to) + textTail
     first.said = true
     return true
   }
@@ -89,8 +92,7 @@ export function geminiReader(headers: Reply['headers'], maxEvent: number, origin
     const response = parse(decoded(data))
     if (!isResponse(response) || response.error) throw faultIn(response)
     if (head === '') begin(response)
-    const version = data.lastIndexOf('"modelVersion"')
-    tail = version === -1 ? null : data.slice(version)
+    shape = shapeOf(data) ?? shape
     if (isReport(response.usageMetadata)) {
       usage = response.usageMetadata
       counted = null
@@ -211,6 +213,20 @@ export function geminiReader(headers: Reply['headers'], maxEvent: number, origin
       return { frames: frames(fault === null), done: true, fault: fault ?? uncounted }
     }
   }
+}
+
+/** Null for an event that has more than one text, or no counts before the model's version. */
+function shapeOf(data: string): Shape | null {
+  opening.lastIndex = 0
+  if (!opening.test(data)) return null
+  const from = opening.lastIndex
+  literal.lastIndex = from
+  literal.test(data)
+  const to = literal.lastIndex
+  closing.lastIndex = to
+  const version = data.lastIndexOf('"modelVersion"')
+  if (!closing.test(data) || version < closing.lastIndex) return null
+  return { before: data.slice(0, from), after: data.slice(to, closing.lastIndex), tail: data.slice(version) }
 }
 
 function faultOf(run: () => void): GatewayError | null {

@@ -2,7 +2,7 @@ import t from 'tap'
 import { UpstreamError } from '../../../schemas/errors.ts'
 import type { Provider, Send } from '../../../schemas/provider.ts'
 import { gate, turn } from '../../upstream.ts'
-import { ask, fails, says, scripted, textOf } from '../kernel.ts'
+import { ask, fails, patient, says, scripted, textOf } from '../kernel.ts'
 import { at, ends, keyed, keysOf, stage, status } from './kit.ts'
 
 /** Refuses these keys with these statuses; answers with the others. */
@@ -116,6 +116,25 @@ t.test('keys', async t => {
     for (let call = 0; call < 4; call++) await run()
     t.equal(keysOf(up).filter(key => key === 0).length, 4, 'and are used as before when they are well')
   })
+
+  for (const [code, refusals, rest] of [
+    [401, 1, minute],
+    [403, 3, minute / 2]
+  ] as const) {
+    t.test(`whose probe after a ${code} is left by its client are probed by the next call`, async t => {
+      const up = keyed('up', 1, ...Array.from({ length: refusals }, () => fails(status(code))), patient, says('x'))
+      const { run, fail, clock } = await stage(t, { providers: [up], models: { targets: at('up') } })
+      for (let call = 0; call < refusals; call++) await fail()
+      clock.advance(rest)
+      const leaving = new AbortController()
+      const probe = fail(ask, { signal: leaving.signal })
+      await turn()
+      t.match(await fail(), { statusCode: 502 }, 'meanwhile nobody else')
+      leaving.abort()
+      await probe
+      t.equal(await textOf(await run()), 'x')
+    })
+  }
 
   t.test('that are refused at one model rest for all of their provider', async t => {
     const up = keyed('up', 2, refusing({ 0: 402 }))
@@ -234,20 +253,20 @@ t.test('when all keys', async t => {
   async function resting(code: number, headers: Record<string, string> = {}) {
     const providers: Provider[] = [keyed('up', 2, fails(status(code, headers)))]
     const found = await stage(t, { providers, models: { targets: at('up'), retries: 0 } })
-    return { ...found, first: await found.fail(), then: await found.fail() }
+    return { ...found, first: await found.fail(), later: await found.fail() }
   }
 
   t.test('are refused the answer is 502, and a repeat is useless', async t => {
-    const { first, then, expenses } = await resting(401)
+    const { first, later, expenses } = await resting(401)
     t.match(first, { statusCode: 502, wire: 'upstream_error' })
-    t.match(then, { statusCode: 502, wire: 'upstream_error', headers: { 'x-should-retry': 'false' } })
-    t.match(then.message, /refuses every key/)
+    t.match(later, { statusCode: 502, wire: 'upstream_error', headers: { 'x-should-retry': 'false' } })
+    t.match(later.message, /refuses every key/)
     t.equal(expenses.length, 2, 'nobody is asked for it')
   })
 
   t.test('are limited the answer is 429 with the time of the first that is free', async t => {
-    const { then, expenses } = await resting(429, { 'retry-after': '12' })
-    t.match(then, { statusCode: 429, wire: 'upstream_rate_limited', headers: { 'retry-after': '12' } })
+    const { later, expenses } = await resting(429, { 'retry-after': '12' })
+    t.match(later, { statusCode: 429, wire: 'upstream_rate_limited', headers: { 'retry-after': '12' } })
     t.equal(expenses.length, 2)
   })
 

@@ -89,6 +89,11 @@ function isModel(models: StageOptions['models']): models is ModelOptions {
   return Array.isArray(models['targets'])
 }
 
+/** A pause that only ends with its signal. */
+export function forever(_: number, signal: AbortSignal): Promise<void> {
+  return new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
+}
+
 /** Targets at these providers, in their order: the model is `m`. */
 export function at(...providers: string[]): ModelOptions['targets'] {
   return providers.map(provider => ({ provider, model: 'm' }))

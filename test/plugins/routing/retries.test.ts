@@ -242,6 +242,42 @@ t.test('retry-after', async t => {
     t.strictSame(pauses, [])
   })
 
+  t.test('that another call was told is waited for as well', async t => {
+    const up = scripted('up', fails(status(429, { 'retry-after': '3' })), says('x'))
+    const { run, pauses, expenses } = await stage(t, { providers: [up], models: { targets: at('up') } })
+    await t.rejects(run(ask, { deadline: 100 }))
+    await run()
+    t.strictSame(pauses, [3_001])
+    t.strictSame(ends(expenses), ['up failed', 'up settled'])
+  })
+
+  t.test('that another call was told is not waited for without repeats, nor while there is a fallback', async t => {
+    const limit = fails(status(429, { 'retry-after': '3' }))
+    const models = { test: { targets: at('up'), retries: 0 }, more: { targets: at('up'), fallbacks: ['spare'] } }
+    const { run, fail, pauses, expenses } = await stage(t, {
+      providers: [scripted('up', limit), scripted('spare')],
+      models: { ...models, spare: { targets: at('spare') } }
+    })
+    await fail()
+    t.match(await fail(), { statusCode: 429, headers: { 'retry-after': '3' } })
+    t.equal(await textOf(await run({ ...ask, model: 'more' })), 'spare says')
+    t.strictSame(pauses, [])
+    t.strictSame(ends(expenses), ['up failed', 'spare settled'])
+  })
+
+  t.test('ends for those who wait for the same moment one after the other', async t => {
+    const random = seeded(4)
+    const found: number[] = []
+    for (let call = 0; call < 30; call++) {
+      const up = scripted('up', fails(status(429, { 'retry-after': '3' })), says('x'))
+      const { run, pauses } = await stage(t, { providers: [up], models: { targets: at('up') }, random })
+      await run()
+      found.push(...pauses)
+    }
+    t.ok(found.every(pause => pause >= 3_000 && pause <= 3_251))
+    t.ok(Math.max(...found) - Math.min(...found) > 150)
+  })
+
   t.test('longer than what is left of the time is not waited for', async t => {
     const up = scripted('up', fails(status(429, { 'retry-after': '3' })))
     const { fail, pauses } = await stage(t, { providers: [up], models: { targets: at('up') } })
