@@ -6,6 +6,7 @@ import type { Timeouts } from '../schemas/gateway.ts'
 import type { Abilities, Attempt, Health, ModelInfo } from '../schemas/provider.ts'
 import { isRecord } from '../schemas/reader.ts'
 import { createEndpoint, type EndpointOptions } from './endpoint.ts'
+import { notStreamed } from './faults.ts'
 import { createRecall } from './recall.ts'
 import { streamedAnswer } from './stream.ts'
 import type { Reply } from './upstream.ts'
@@ -64,7 +65,7 @@ async function anthropic(app: FastifyInstance, options: AnthropicOptions): Promi
       return streamedAnswer(reply, reply.reads, messageReader(reply.headers, maxEvent, redact, expected))
     }
     const answer = wholeMessage(reply, redact, expected)
-    if (request.stream === true) throw new UpstreamError('it answered a stream request with something else.')
+    if (request.stream === true) throw notStreamed()
     return answer
   }
 

@@ -5,10 +5,9 @@ import type { Attempt, Health } from '../schemas/provider.ts'
 import { isRecord } from '../schemas/reader.ts'
 import { createEndpoint, type EndpointOptions } from './endpoint.ts'
 import { redacting } from './faults.ts'
-import { streamedAnswer } from './stream.ts'
 import { createTokens, type Token, tokenFault, withoutTokens } from './tokens.ts'
 import { createUpstream, type Upstream } from './upstream.ts'
-import { chunkReader, wholeAnswer } from './wires/openai/answer.ts'
+import { answerTo } from './wires/openai/answer.ts'
 import { type Dialect, toUpstream } from './wires/openai/request.ts'
 
 export interface AzureOpenAIOptions extends EndpointOptions {
@@ -53,12 +52,7 @@ async function azureOpenAI(app: FastifyInstance, options: AzureOpenAIOptions): P
     const more = await bearer(attempt.signal)
     const reply = await endpoint.post(attempt, path, toUpstream(attempt.request, dialect), more)
     if (reply.status === 401 && more[1] !== undefined) tokens?.refused(more[1].slice('Bearer '.length))
-    if (reply.reads !== null) return streamedAnswer(reply, reply.reads, chunkReader(reply, maxEvent, redact))
-    const answer = wholeAnswer(reply, redact)
-    if (attempt.request.stream === true) {
-      throw new UpstreamError('it answered a stream request with something else.')
-    }
-    return answer
+    return answerTo(attempt.request, reply, { maxEvent, redact }, null)
   }
 
   async function bearer(signal?: AbortSignal): Promise<string[]> {

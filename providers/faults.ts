@@ -72,6 +72,21 @@ function faultOf(
   return detail(withRetry(new UpstreamError(plain, { cause }), headers), { blame })
 }
 
+/** A stream was asked for and a whole answer came: that is how this server is, and it may have charged for it. */
+export function notStreamed(): GatewayError {
+  return detail(new UpstreamError('it answered a stream request with something else.'), { blame: 'target' })
+}
+
+/**
+ * A 200 that cannot be read. What says that it is JSON was broken on its way, and may not be the next time; anything else
+ * is the page of somebody in between, or of another kind of server.
+ */
+export function notJson(headers: Reply['headers']): GatewayError {
+  const fault = new UpstreamError('its answer is not JSON.')
+  const type = headers['content-type']
+  return typeof type === 'string' && !/[/+]json\b/i.test(type) ? detail(fault, { blame: 'target' }) : fault
+}
+
 /** Hands on what the provider says of repeating the request. */
 function withRetry(error: GatewayError, headers: Reply['headers']): GatewayError {
   const own: Record<string, string> = { ...error.headers }

@@ -5,6 +5,7 @@ import { detail, InvalidRequest, UpstreamError } from '../schemas/errors.ts'
 import type { Attempt, ModelInfo } from '../schemas/provider.ts'
 import { isRecord } from '../schemas/reader.ts'
 import { createEndpoint, type EndpointOptions } from './endpoint.ts'
+import { notStreamed } from './faults.ts'
 import { createMedia, type MediaOptions } from './media.ts'
 import { createRecall } from './recall.ts'
 import { streamedAnswer } from './stream.ts'
@@ -57,7 +58,7 @@ async function gemini(app: FastifyInstance, options: GeminiOptions): Promise<voi
     if (reply.reads !== null) return streamedAnswer(reply, reply.reads, geminiReader(reply.headers, maxEvent, origin))
     try {
       const answer = wholeAnswer(reply, origin)
-      if (streamed) throw new UpstreamError('it answered a stream request with something else.')
+      if (streamed) throw notStreamed()
       return answer
     } catch (error) {
       throw withoutRefused(error, request, signatures)

@@ -113,6 +113,8 @@ class Exchange implements Dispatcher.DispatchHandler, Reads {
   #status = 0
   #headers: Reply['headers'] = {}
   #streaming = false
+  /** There is more of a whole answer than white space. */
+  #began = false
   #queue: Buffer[] = []
   #queued = 0
   #reader: { resolve: (read: Buffer | null) => void; reject: (error: Error) => void } | null = null
@@ -174,7 +176,9 @@ class Exchange implements Dispatcher.DispatchHandler, Reads {
     if (this.#streaming) {
       if (this.#queued >= highWater) controller.pause()
     } else {
-      this.#timer?.refresh()
+      // White space before an answer only keeps a connection open.
+      this.#began ||= !isBlank(chunk)
+      if (this.#began) this.#timer?.refresh()
       if (this.#queued > (this.#call.largest ?? largestBody)) this.#fail(new UpstreamError('its answer is too large.'))
     }
   }
@@ -276,6 +280,10 @@ class Exchange implements Dispatcher.DispatchHandler, Reads {
     clearTimeout(this.#timer)
     this.#call.signal.removeEventListener('abort', this.#abort)
   }
+}
+
+function isBlank(bytes: Buffer): boolean {
+  return bytes.every(byte => byte === 32 || (byte >= 9 && byte <= 13))
 }
 
 function closeLate(controller: Dispatcher.DispatchController | null): void {

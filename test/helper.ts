@@ -1,22 +1,34 @@
 import Fastify, { type FastifyInstance } from 'fastify'
 import OpenAI from 'openai'
 import type { Test } from 'tap'
-import modelGateway, { type ModelGatewayOptions, readConfig, serverOptions } from '../app.ts'
+import modelGateway, { type ModelGatewayOptions, type RoutingOptions, readConfig, serverOptions } from '../app.ts'
 import { startUpstream } from './upstream.ts'
 
 /**
  * A host with nothing but the gateway, built as server.ts builds it; closed after the test. Unless told otherwise it stores
  * nothing, does not limit addresses and asks for no prices.
+ *
+ * @param time of routing, for tests that do not want to wait for it: no configuration can say these
  */
-export async function build(t: Test, options: ModelGatewayOptions = {}): Promise<FastifyInstance> {
+export async function build(
+  t: Test,
+  options: ModelGatewayOptions = {},
+  time: Pick<RoutingOptions, 'now' | 'pause' | 'random'> = {}
+): Promise<FastifyInstance> {
   const app = Fastify(serverOptions({ bodyLimit: 10 * 1024 * 1024, trustProxy: false }))
   t.teardown(() => app.close())
-  const { settings, hash } = readConfig({
+  const config = readConfig({
     store: false,
     ...options,
     plugins: { rateLimit: false, budgets: { unpriced: 'allow' }, ...options.plugins }
   })
-  await app.register(modelGateway, { standalone: { settings, hash, log: app.log, adminTokenGenerated: false } })
+  const standalone = {
+    settings: { ...config.settings, ...time },
+    hash: config.hash,
+    log: app.log,
+    adminTokenGenerated: false
+  }
+  await app.register(modelGateway, { standalone })
   return app
 }
 

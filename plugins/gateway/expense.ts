@@ -42,7 +42,9 @@ export class Entry implements Expense {
   }
 
   fail(error: unknown): void {
-    this.#end(error instanceof Cancelled || error instanceof ShuttingDown ? 'interrupted' : 'failed', error)
+    // The reason of the call's own signal: its time is up.
+    const isOurs = error === this.inference.signal.reason || error instanceof Cancelled || error instanceof ShuttingDown
+    this.#end(isOurs ? 'interrupted' : 'failed', error)
   }
 
   /** It was broken off by us: its caller left, or its time was up. */

@@ -188,7 +188,7 @@ async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void>
   /** One function for all calls: it is given everything. */
   function settle(outcome: Outcome, inference: Inference): Promise<void> | undefined {
     const { entry, expenses } = inference
-    const { status, httpStatus, errorCode } = endingOf(outcome)
+    const { status, httpStatus, errorCode } = endingOf(outcome, inference)
     if (expenses.length === 0 || !(entry instanceof Entry)) {
       // An answer that was kept from an earlier call is no refusal.
       if (outcome.status !== 'completed') refuse(errorCode ?? 'none', inference)
@@ -350,11 +350,16 @@ function fill(attempt: RecentAttempt, expense: Expense): void {
   attempt.usage = expense.usage
 }
 
-function endingOf(outcome: Outcome): { status: RecordStatus; httpStatus: number; errorCode: string | null } {
+function endingOf(
+  outcome: Outcome,
+  { facts }: Inference
+): { status: RecordStatus; httpStatus: number; errorCode: string | null } {
   const { status, error, departed } = outcome
   if (status === 'completed') return { status: 'settled', httpStatus: departed ? 499 : 200, errorCode: null }
   if (status === 'cancelled') return { status: 'interrupted', httpStatus: 499, errorCode: 'cancelled' }
-  return { status: 'failed', httpStatus: isGatewayError(error) ? error.statusCode : 500, errorCode: codeOf(error) }
+  const ownStatus = isGatewayError(error) ? error.statusCode : 500
+  // With the first token of a stream its status leaves; what goes wrong afterwards is an event in it.
+  return { status: 'failed', httpStatus: facts.firstToken === null ? ownStatus : 200, errorCode: codeOf(error) }
 }
 
 function codeOf(error: unknown): string {

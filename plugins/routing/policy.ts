@@ -31,8 +31,13 @@ export function verdictOf(error: unknown): Verdict {
   if (!isGatewayError(error)) return stop
   if (error.wire === 'context_length_exceeded') return elsewhere
   if (error.blame === null) return byStatus(error)
-  const verdict = verdicts[error.blame]
-  return verdict.counts && isClientStatus(error.upstream) ? { ...verdict, counts: false } : verdict
+  const { another, again, counts } = verdicts[error.blame]
+  return { another, again: again && !isUseless(error), counts: counts && !isClientStatus(error.upstream) }
+}
+
+/** The provider says so itself. */
+function isUseless({ headers }: GatewayError): boolean {
+  return headers['x-should-retry'] === 'false'
 }
 
 /** Whoever answers 4xx is well: the request or the set-up is not, and a caller may have brought that about for all. */

@@ -6,6 +6,7 @@ import type { Answer } from '../../schemas/gateway.ts'
 import type { Abilities, Attempt, Health } from '../../schemas/provider.ts'
 import { isRecord } from '../../schemas/reader.ts'
 import { createEndpoint, type EndpointOptions } from '../endpoint.ts'
+import { notStreamed } from '../faults.ts'
 import { createMedia, type MediaOptions } from '../media.ts'
 import { createRecall } from '../recall.ts'
 import { streamedAnswer } from '../stream.ts'
@@ -222,7 +223,7 @@ function warn({ inference }: Attempt, warnings: readonly string[]): void {
 }
 
 function wholeOnly({ request }: Attempt, answer: Answer): Answer {
-  if (request.stream === true) throw new UpstreamError('it answered a stream request with something else.')
+  if (request.stream === true) throw notStreamed()
   return answer
 }
 

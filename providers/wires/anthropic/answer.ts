@@ -2,7 +2,7 @@ import type { ChatCompletion, CompletionUsage, FinishReason, ToolCall } from '..
 import { type GatewayError, UpstreamError } from '../../../schemas/errors.ts'
 import type { Answer } from '../../../schemas/gateway.ts'
 import { isRecord } from '../../../schemas/reader.ts'
-import { type Redact, vendorFault } from '../../faults.ts'
+import { notJson, type Redact, vendorFault } from '../../faults.ts'
 import { isEncoded } from '../../stream.ts'
 import type { Reply } from '../../upstream.ts'
 import { isThought, type Memory, type Thought } from './messages.ts'
@@ -19,7 +19,7 @@ export function wholeMessage(reply: Reply, redact: Redact, expected: Expected): 
   const said = bodyOf(reply)
   if (reply.status !== 200) throw faultOf(reply.status, said, reply.headers, redact)
   if (isEncoded(reply)) throw new UpstreamError('it compressed an answer that nobody asked to.')
-  if (!isRecord(said)) throw new UpstreamError('its answer is not JSON.')
+  if (!isRecord(said)) throw notJson(reply.headers)
   if (said['type'] === 'error') throw faultOf(0, said, reply.headers, redact)
   if (!Array.isArray(said['content'])) throw new UpstreamError('its answer is not a message.')
   return { stream: false, raw: null, body: toCompletion(said, Math.floor(Date.now() / 1_000), expected) }

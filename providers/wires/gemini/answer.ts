@@ -3,7 +3,7 @@ import type { ChatCompletion, CompletionUsage, FinishReason, ToolCall } from '..
 import { type GatewayError, isGatewayError, UpstreamError } from '../../../schemas/errors.ts'
 import type { Answer } from '../../../schemas/gateway.ts'
 import { isRecord } from '../../../schemas/reader.ts'
-import { type Redact, vendorFault } from '../../faults.ts'
+import { notJson, type Redact, vendorFault } from '../../faults.ts'
 import { isEncoded } from '../../stream.ts'
 import type { Reply } from '../../upstream.ts'
 import type { Signatures } from './signatures.ts'
@@ -79,7 +79,7 @@ export function wholeAnswer(reply: Reply, origin: Origin): Answer {
   if (isEncoded(reply)) throw new UpstreamError('it compressed an answer that nobody asked to.')
   if (!isResponse(body)) {
     if (errorIn(body) !== null) throw googleFault(0, body, reply.headers, origin.redact)
-    throw new UpstreamError('its answer is not JSON.')
+    throw notJson(reply.headers)
   }
   if (body.error) throw googleFault(0, body, reply.headers, origin.redact)
   try {

@@ -1,8 +1,8 @@
 import type { ChatCompletion, ChatRequest, CompletionUsage } from '../../../schemas/chat.ts'
-import { type GatewayError, UpstreamError } from '../../../schemas/errors.ts'
+import { detail, type GatewayError, UpstreamError } from '../../../schemas/errors.ts'
 import type { Answer } from '../../../schemas/gateway.ts'
 import type { Endpoint } from '../../endpoint.ts'
-import { type Redact, type VendorError, vendorFault } from '../../faults.ts'
+import { notJson, notStreamed, type Redact, type VendorError, vendorFault } from '../../faults.ts'
 import { eventReader, type Read } from '../../sse.ts'
 import { isEncoded, type Step, type StreamReader, streamedAnswer } from '../../stream.ts'
 import type { Reply } from '../../upstream.ts'
@@ -16,6 +16,8 @@ const longestTail = 65_536
 const structural = /[{}[\]]|"(?:[^"\\]|\\.)*"/g
 /** Bytes of a body that is parsed as fast as it is searched. */
 const cheapToParse = 512
+/** It answers like that however often it is asked. */
+const lasting = { blame: 'target' } as const
 const openBrace = 123
 const closeBrace = 125
 
@@ -31,7 +33,9 @@ export function answerTo(
 ): Answer {
   if (reply.reads !== null) return streamedAnswer(reply, reply.reads, chunkReader(reply, maxEvent, redact, mender))
   const answer = wholeAnswer(reply, redact, mender)
-  if (request.stream === true) throw new UpstreamError('it answered a stream request with something else.')
+  if (request.stream === true) throw notStreamed()
+  // Clients take the first choice without a look.
+  if (!reply.body?.includes('"choices"')) throw detail(new UpstreamError('its answer is no completion.'), lasting)
   return answer
 }
 
@@ -40,7 +44,7 @@ export function wholeAnswer(reply: Reply, redact: Redact, mender: Mender | null 
   const raw = reply.body ?? Buffer.alloc(0)
   if (reply.status !== 200) throw faultOf(reply.status, errorIn(parse(raw)), reply.headers, redact)
   if (isEncoded(reply)) throw new UpstreamError('it compressed an answer that nobody asked to.')
-  if (!looksWhole(raw)) throw new UpstreamError('its answer is not JSON.')
+  if (!looksWhole(raw)) throw notJson(reply.headers)
   let body: ChatCompletion | null = null
   let usage: CompletionUsage | null | undefined
   const text = raw.toString('latin1')
