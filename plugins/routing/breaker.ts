@@ -2,6 +2,11 @@
 export interface BreakerOptions {
   /** Failures one after another that open it. */
   readonly failures: number
+  /**
+   * Milliseconds for which nobody has succeeded by then. Default 0. Where one call in four fails and there are many, five fail
+   * in a row every second or so, on all targets: without this they would all be left alone, though most calls succeed.
+   */
+  readonly quiet?: number
   /** Milliseconds that it stays open at first; doubled each time its probe fails. */
   readonly openFor: number
   /** The most milliseconds that it stays open. */
@@ -20,6 +25,7 @@ export class Breaker {
   openUntil = 0
   #options: BreakerOptions
   #failures = 0
+  #succeededAt = Number.NEGATIVE_INFINITY
   /** How often it has opened since somebody succeeded. */
   #opened = 0
   #probe: object | null = null
@@ -52,6 +58,7 @@ export class Breaker {
   succeed(now: number): boolean {
     if (now < this.openUntil) return false
     this.#failures = 0
+    this.#succeededAt = now
     this.#opened = 0
     return this.#close()
   }
@@ -70,8 +77,9 @@ export class Breaker {
   fail(call: object, now: number): boolean {
     if (now < this.openUntil) return false
     if (this.openUntil !== 0 && this.#probe !== call) return false
-    if (this.openUntil === 0 && ++this.#failures < this.#options.failures) return false
-    this.open(now, this.#options.openFor * 2 ** Math.min(this.#opened++, 20))
+    const { failures, quiet = 0, openFor } = this.#options
+    if (this.openUntil === 0 && (++this.#failures < failures || now - this.#succeededAt < quiet)) return false
+    this.open(now, openFor * 2 ** Math.min(this.#opened++, 20))
     return true
   }
 

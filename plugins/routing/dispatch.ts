@@ -29,10 +29,15 @@ export function createDispatch(options: DispatchOptions): Dispatch {
   }
 }
 
-/** A candidate whose fault may pass, and from when on it may be asked again. */
+/** A candidate whose fault may pass. */
 interface Again {
   readonly candidate: Candidate
+  /** When it may be asked again. */
   from: number
+  /** In how many passes it was asked. */
+  asks: number
+  /** It waits for a further one. */
+  waits: boolean
 }
 
 /** A second attempt that did not win. */
@@ -61,7 +66,7 @@ class Course {
   #unable: Unable[] = nothing
   /** Keeps a conversation at the targets and keys of this step. */
   #conversation: number | null = null
-  /** Of this pass. */
+  /** Of this step. */
   #again: Again[] = nothing
   /** Candidates that were asked as the second of two in this pass. */
   #seconds: Candidate[] = nothing
@@ -92,7 +97,7 @@ class Course {
     return answer
   }
 
-  /** One pass over the candidates, then over those whose fault may pass, as often as the step allows. */
+  /** One pass over the candidates, then as often as the step allows over those whose fault may pass. */
   async #along(step: Step, isLast: boolean): Promise<Answered | null> {
     const inference = this.#inference
     const { sticky, pause } = this.#options
@@ -100,15 +105,28 @@ class Course {
     const found = able(step, inference, this.#unable)
     this.#conversation = step.choice && sticky ? conversationOf(step.alias, inference) : null
     let candidates = rank(found, step, this.#conversation, inference, this.#options)
-    for (let repeat = 0; ; repeat++) {
-      this.#again = nothing
+    this.#again = nothing
+    /** In all, while everybody was limited. */
+    let waited = 0
+    for (;;) {
       this.#seconds = nothing
+      const { attempts } = inference.facts
       const answered = await this.#pass(step, candidates)
-      if (answered !== null || repeat >= step.retries || this.#again.length === 0) return answered
-      const wait = this.#waitBefore(repeat, isLast)
+      if (answered !== null || step.retries === 0 || this.#again.length === 0) return answered
+      const waiting = this.#again.filter(({ waits, asks }) => waits && asks <= step.retries)
+      const wait = this.#waitBefore(waiting, isLast)
       if (wait === null) return null
+      if (inference.facts.attempts === attempts) {
+        // Nobody was asked, which is no repeat: others were quicker when the last limit was over.
+        if (waited > 0 && !isLast) return null
+        waited += wait
+        if (waited > longestWait) return null
+      }
       const ready = this.#options.now() + wait
-      candidates = this.#again.filter(({ from }) => from <= ready).map(({ candidate }) => candidate)
+      // Who is limited for longer than that has its turn in a later pass.
+      const next = waiting.filter(({ from }) => from <= ready)
+      for (const one of next) one.waits = false
+      candidates = next.map(({ candidate }) => candidate)
       await pause(wait, inference.signal)
     }
   }
@@ -166,7 +184,7 @@ class Course {
       }
     }
     // It is as if it had limited this call as well: others have found out for it.
-    if (state.rest(now())?.why === 'limited') this.#askAgain(candidate, 0)
+    if (state.rest(now())?.why === 'limited') this.#askAgain(candidate, 0, false)
     return null
   }
 
@@ -181,15 +199,22 @@ class Course {
     this.#failure = error
     const { another, again } = verdictOf(error)
     if (!another || this.#inference.signal.aborted) throw error
-    if (again) this.#askAgain(candidate, waitAfter(error))
+    if (again) this.#askAgain(candidate, waitAfter(error), true)
   }
 
-  /** Its fault may pass: after so many milliseconds, and what it rests. */
-  #askAgain(candidate: Candidate, wait: number): void {
+  /** Its fault may pass: after so many milliseconds, and what it rests. `asked`: it has had its turn in this pass. */
+  #askAgain(candidate: Candidate, wait: number, asked: boolean): void {
     const from = this.#options.now() + wait
     const known = this.#again.find(one => one.candidate === candidate)
-    if (known === undefined) this.#again = [...this.#again, { candidate, from }]
-    else known.from = Math.max(known.from, from)
+    if (known === undefined) {
+      this.#again = [...this.#again, { candidate, from, asks: asked ? 1 : 0, waits: true }]
+    } else if (known.waits) {
+      known.from = Math.max(known.from, from)
+    } else {
+      known.from = from
+      known.waits = true
+      if (asked) known.asks++
+    }
   }
 
   /** Asks this candidate, and one more should it be silent for longer than usual: the first to answer wins. */
@@ -248,12 +273,12 @@ class Course {
   }
 
   /** Milliseconds until those who failed may be asked again; null: not within this call, or a fallback is quicker. */
-  #waitBefore(repeat: number, isLast: boolean): number | null {
+  #waitBefore(waiting: readonly Again[], isLast: boolean): number | null {
     const { now, random } = this.#options
     const time = now()
-    const pause = pauseBefore(repeat, random)
+    const pause = pauseBefore(Math.max(0, ...waiting.map(({ asks }) => asks - 1)), random)
     let soonest = Number.POSITIVE_INFINITY
-    for (const one of this.#again) {
+    for (const one of waiting) {
       const rest = one.candidate.state.rest(time)
       if (rest?.why === 'breaker') one.from = Number.POSITIVE_INFINITY
       else if (rest !== null) one.from = Math.max(one.from, rest.until)

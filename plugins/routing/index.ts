@@ -83,7 +83,7 @@ export interface RoutingOptions extends RoutingTable<ModelOptions> {
   pause?: Pause
 }
 
-const defaultBreaker: BreakerOptions = { failures: 5, openFor: 1_000, mostOpenFor: 60_000 }
+const defaultBreaker: BreakerOptions = { failures: 5, quiet: 1_000, openFor: 1_000, mostOpenFor: 60_000 }
 
 /** The innermost part of the gateway: the registry of providers, names to routes, and the loop over their targets. */
 async function routingPlugin(app: FastifyInstance, options: RoutingOptions): Promise<void> {

@@ -49,6 +49,17 @@ t.test('a breaker', async t => {
     t.equal(breaker.state(0), 'closed')
   })
 
+  t.test('does not open for failures in a row while somebody succeeds now and then', async t => {
+    const breaker = new Breaker({ ...options, quiet: 50 })
+    breaker.succeed(0)
+    for (let time = 1; time < 50; time++) t.notOk(breaker.fail(call, time))
+    t.ok(breaker.fail(call, 50), 'until it has been quiet for so long')
+    const unheard = new Breaker({ ...options, quiet: 50 })
+    unheard.fail(call, 0)
+    unheard.fail(call, 0)
+    t.ok(unheard.fail(call, 0), 'who has never succeeded is not waited for')
+  })
+
   t.test('lets one call pass when its time is over, until that has ended', async t => {
     const breaker = opened()
     t.equal(breaker.state(100), 'half-open')
@@ -337,6 +348,21 @@ t.test('a target', async t => {
     t.equal(state('up/m').firstToken.size, 0)
     await fail(askStream)
     t.equal(state('up/m').breaker.state(clock.time), 'open')
+  })
+
+  t.test('that answered a moment ago is not left alone yet, and is after a second of nothing but failures', async t => {
+    const up = scripted('up', says('x'), broken)
+    const { run, fail, clock, state } = await stage(t, { providers: [up], models: { targets: at('up'), retries: 0 } })
+    await run()
+    for (let call = 0; call < 20; call++) {
+      await fail()
+      clock.advance(49)
+    }
+    t.equal(state('up/m').breaker.state(clock.time), 'closed')
+    clock.advance(20)
+    await fail()
+    t.equal(state('up/m').breaker.state(clock.time), 'open')
+    t.equal(up.attempts.length, 22)
   })
 
   t.test('is one, by whatever alias it is reached', async t => {
