@@ -241,12 +241,14 @@ function audioIn(details: readonly Modality[] | undefined): number {
 }
 
 /** Codes of google.rpc, for errors that do not say which HTTP status they are. */
-const statuses: Readonly<Record<string, number>> = {
-  ...{ INVALID_ARGUMENT: 400, FAILED_PRECONDITION: 400, OUT_OF_RANGE: 400, UNAUTHENTICATED: 401 },
-  ...{ PERMISSION_DENIED: 403, NOT_FOUND: 404, ABORTED: 409, ALREADY_EXISTS: 409, RESOURCE_EXHAUSTED: 429 },
-  ...{ INTERNAL: 500, UNKNOWN: 500, DATA_LOSS: 500, UNIMPLEMENTED: 501, UNAVAILABLE: 503, DEADLINE_EXCEEDED: 504 },
-  CANCELLED: 500
-}
+const statuses: ReadonlyMap<unknown, number> = new Map(
+  Object.entries({
+    ...{ INVALID_ARGUMENT: 400, FAILED_PRECONDITION: 400, OUT_OF_RANGE: 400, UNAUTHENTICATED: 401 },
+    ...{ PERMISSION_DENIED: 403, NOT_FOUND: 404, ABORTED: 409, ALREADY_EXISTS: 409, RESOURCE_EXHAUSTED: 429 },
+    ...{ INTERNAL: 500, UNKNOWN: 500, DATA_LOSS: 500, UNIMPLEMENTED: 501, UNAVAILABLE: 503, DEADLINE_EXCEEDED: 504 },
+    CANCELLED: 500
+  })
+)
 
 /**
  * Google's error, alone or in an array, as a fault of ours.
@@ -255,7 +257,7 @@ const statuses: Readonly<Record<string, number>> = {
 export function googleFault(http: number, body: unknown, headers: Reply['headers'], redact: Redact): GatewayError {
   const error = errorIn(body)
   const { code, status, message, details } = error ?? {}
-  const named = typeof code === 'number' && code >= 400 && code <= 599 ? code : (statuses[String(status)] ?? 0)
+  const named = typeof code === 'number' && code >= 400 && code <= 599 ? code : (statuses.get(status) ?? 0)
   const found = http === 499 || http === 0 ? named : http
   const words = typeof message === 'string' ? message : ''
   let refused = /\bAPI key (?:not valid|expired|not found)/i.test(words)
