@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto'
 import type { ChatCompletion, CompletionUsage, FinishReason, ToolCall } from '../../../schemas/chat.ts'
 import { type GatewayError, isGatewayError, UpstreamError } from '../../../schemas/errors.ts'
 import type { Answer } from '../../../schemas/gateway.ts'
+import { fieldsOf, jsonOf, listOf } from '../../../schemas/json.ts'
 import { isRecord } from '../../../schemas/reader.ts'
 import { notJson, type Redact, vendorFault } from '../../faults.ts'
 import { isEncoded } from '../../stream.ts'
@@ -74,7 +75,7 @@ export interface GeminiResponse {
 
 /** A whole answer as OpenAI would give it. @throws a fault for everything else */
 export function wholeAnswer(reply: Reply, origin: Origin): Answer {
-  const body = parse((reply.body ?? Buffer.alloc(0)).toString('utf8'))
+  const body = jsonOf(reply.body)
   if (reply.status !== 200) throw googleFault(reply.status, body, reply.headers, origin.redact)
   if (isEncoded(reply)) throw new UpstreamError('it compressed an answer that nobody asked to.')
   if (!isResponse(body)) {
@@ -288,25 +289,6 @@ function errorIn(body: unknown): { readonly [field: string]: unknown } | null {
   return typeof error === 'object' && error !== null ? fieldsOf(error) : null
 }
 
-/** What JSON text says; undefined for anything else. */
-export function parse(text: string): unknown {
-  try {
-    return JSON.parse(text)
-  } catch {
-    return undefined
-  }
-}
-
 export function isResponse(value: unknown): value is GeminiResponse {
   return isRecord(value)
-}
-
-export function listOf<Item>(value: readonly Item[] | null | undefined): readonly Item[]
-export function listOf(value: unknown): readonly unknown[]
-export function listOf(value: unknown): readonly unknown[] {
-  return Array.isArray(value) ? value : []
-}
-
-function fieldsOf(value: unknown): { readonly [field: string]: unknown } {
-  return isRecord(value) ? value : {}
 }

@@ -1,6 +1,6 @@
 import type { ChatRequest, ContentPart, Message, Tool, ToolCall } from '../../../schemas/chat.ts'
 import { detail, type GatewayError, InvalidRequest } from '../../../schemas/errors.ts'
-import { isRecord } from '../../../schemas/reader.ts'
+import { fieldsOf } from '../../../schemas/json.ts'
 import type { Link, Media } from '../../media.ts'
 import { type Family, familyOf } from './models.ts'
 import { responseSchema } from './schema.ts'
@@ -497,9 +497,4 @@ function thinkingOf(effort: unknown, { family, warn }: Context): object | null {
     return { includeThoughts: !quiet, thinkingLevel: level === 'MINIMAL' ? family.lowestLevel : level }
   }
   return { includeThoughts: !quiet, thinkingBudget: Math.max(least, budgets[String(effort)] ?? most) }
-}
-
-/** The fields of what should be an object; none of anything else. */
-function fieldsOf(value: unknown): { readonly [field: string]: unknown } {
-  return isRecord(value) ? value : {}
 }
