@@ -2,17 +2,17 @@ import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import type { ChatRequest } from '../schemas/chat.ts'
 import { UpstreamError } from '../schemas/errors.ts'
-import type { Timeouts } from '../schemas/gateway.ts'
-import type { Abilities, Attempt, Health, ModelInfo } from '../schemas/provider.ts'
+import { fieldsOf, jsonOf, listOf } from '../schemas/json.ts'
+import type { Attempt, ModelInfo } from '../schemas/provider.ts'
 import { isRecord } from '../schemas/reader.ts'
 import { createEndpoint, type EndpointOptions } from './endpoint.ts'
 import { notStreamed } from './faults.ts'
 import { createRecall } from './recall.ts'
 import { streamedAnswer } from './stream.ts'
 import type { Reply } from './upstream.ts'
-import { bodyOf, faultOf, wholeMessage } from './wires/anthropic/answer.ts'
+import { faultOf, wholeMessage } from './wires/anthropic/answer.ts'
 import { memoryOf, type Thought } from './wires/anthropic/messages.ts'
-import { modelOf } from './wires/anthropic/models.ts'
+import { abilitiesOf, can } from './wires/anthropic/models.ts'
 import { toMessages } from './wires/anthropic/request.ts'
 import { messageReader } from './wires/anthropic/stream.ts'
 
@@ -27,18 +27,6 @@ export interface AnthropicOptions extends EndpointOptions {
 
 /** From this version on the API refuses temperature, top_p and top_k of every model. */
 const withoutSampling = '2026-10-21'
-const can: Abilities = {
-  streaming: true,
-  tools: true,
-  images: true,
-  files: true,
-  jsonSchema: true,
-  audio: false,
-  choices: false,
-  logprobs: false
-}
-/** For questions beside the answers, in milliseconds. */
-const patience: Timeouts = { connect: 5_000, headers: 15_000, firstToken: 15_000, idle: 15_000, total: 60_000 }
 const mostPages = 20
 
 /** Claude, by Anthropic's own Messages API. */
@@ -46,7 +34,7 @@ async function anthropic(app: FastifyInstance, options: AnthropicOptions): Promi
   const { version = '2023-06-01', beta = [], headers = {} } = options
   const baseUrl = (options.baseUrl ?? 'https://api.anthropic.com').replace(/\/+$/, '').replace(/\/v1$/, '')
   const endpoint = createEndpoint(options, baseUrl, key => ['x-api-key', key])
-  const { maxEvent, redact, upstream } = endpoint
+  const { maxEvent, redact } = endpoint
   const set = new Set(Object.keys(headers).map(name => name.toLowerCase()))
   const more = [['anthropic-version', version] as const, ['anthropic-beta', beta.join(',')] as const]
     .filter(([name, value]) => value !== '' && !set.has(name))
@@ -69,49 +57,33 @@ async function anthropic(app: FastifyInstance, options: AnthropicOptions): Promi
     return answer
   }
 
-  async function countTokens(request: ChatRequest, signal = new AbortController().signal): Promise<number> {
+  async function countTokens(request: ChatRequest, signal?: AbortSignal): Promise<number> {
     const { messages, system, tools, tool_choice, thinking } = toMessages(request, {
       sampling,
       recollect: nothing
     }).body
-    const body = JSON.stringify({ model: request.model, messages, system, tools, tool_choice, thinking })
-    const path = '/v1/messages/count_tokens'
-    const own = [...endpoint.headers(0), ...more]
-    const { input_tokens: counted } = answerOf(
-      await upstream.post({ path, headers: own, body, signal, timeouts: patience, stream: false })
-    )
+    const question = { model: request.model, messages, system, tools, tool_choice, thinking }
+    const reply = await endpoint.ask('/v1/messages/count_tokens', signal, question, more)
+    const { input_tokens: counted } = answerOf(reply)
     if (typeof counted !== 'number') throw new UpstreamError('it did not count the tokens.')
     return counted
   }
 
-  async function models(signal = new AbortController().signal): Promise<ModelInfo[]> {
+  async function models(signal?: AbortSignal): Promise<ModelInfo[]> {
     const found: ModelInfo[] = []
-    let query = '?limit=1000'
-    for (let page = 0; page < mostPages; page++) {
-      const { data, has_more: hasMore, last_id: last } = await listed(query, signal)
-      for (const model of Array.isArray(data) ? data : []) if (isRecord(model)) found.push(infoOf(model))
+    let page = ''
+    for (let asked = 0; asked < mostPages; asked++) {
+      const reply = await endpoint.ask(`/v1/models?limit=1000${page}`, signal, undefined, more)
+      const { data, has_more: hasMore, last_id: last } = answerOf(reply)
+      found.push(...listOf(data).flatMap(model => infoOf(fieldsOf(model)) ?? []))
       if (hasMore !== true || typeof last !== 'string') break
-      query = `?limit=1000&after_id=${encodeURIComponent(last)}`
+      page = `&after_id=${encodeURIComponent(last)}`
     }
     return found
   }
 
-  async function health(signal = new AbortController().signal): Promise<Health> {
-    try {
-      await listed('?limit=1', signal)
-      return { ok: true }
-    } catch (error) {
-      return { ok: false, detail: error instanceof Error ? error.message : String(error) }
-    }
-  }
-
-  async function listed(query: string, signal: AbortSignal): Promise<Record<string, unknown>> {
-    const own = [...endpoint.headers(0), ...more]
-    return answerOf(await upstream.get(`/v1/models${query}`, own, signal, patience))
-  }
-
   function answerOf(reply: Reply): Record<string, unknown> {
-    const body = bodyOf(reply)
+    const body = jsonOf(reply.body)
     if (reply.status !== 200) throw faultOf(reply.status, body, reply.headers, redact)
     if (!isRecord(body)) throw new UpstreamError('its answer is not JSON.')
     return body
@@ -121,12 +93,12 @@ async function anthropic(app: FastifyInstance, options: AnthropicOptions): Promi
     name: options.name,
     keys: endpoint.keys,
     capabilities: { dialects: [], ...can },
-    abilitiesOf: model => ({ ...can, contextLength: modelOf(model).contextLength }),
+    abilitiesOf,
     pricing: { vendor: 'anthropic', url: baseUrl },
     send,
     countTokens,
     models,
-    health
+    health: signal => endpoint.probe('/v1/models?limit=1', signal, more)
   })
   app.addHook('onClose', () => endpoint.close())
 }
@@ -134,10 +106,12 @@ async function anthropic(app: FastifyInstance, options: AnthropicOptions): Promi
 /** Thoughts of turns that are over are not counted. */
 const nothing = () => undefined
 
-function infoOf({ id, created_at: born, max_input_tokens: most }: Record<string, unknown>): ModelInfo {
+/** Null for an entry without a name. */
+function infoOf({ id, created_at: born, max_input_tokens: most }: Readonly<Record<string, unknown>>): ModelInfo | null {
+  if (typeof id !== 'string' || id === '') return null
   const created = Math.floor(Date.parse(String(born)) / 1_000)
   return {
-    id: String(id),
+    id,
     ownedBy: 'anthropic',
     ...(Number.isNaN(created) ? {} : { created }),
     ...(typeof most === 'number' ? { contextLength: most } : {})

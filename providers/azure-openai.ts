@@ -1,9 +1,9 @@
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import { detail, UpstreamError, UpstreamRejected } from '../schemas/errors.ts'
+import { fieldsOf, jsonOf } from '../schemas/json.ts'
 import type { Attempt, Health } from '../schemas/provider.ts'
-import { isRecord } from '../schemas/reader.ts'
-import { createEndpoint, type EndpointOptions } from './endpoint.ts'
+import { createEndpoint, type EndpointOptions, healthFrom, withoutCredentials } from './endpoint.ts'
 import { redacting } from './faults.ts'
 import { createTokens, type Token, tokenFault, withoutTokens } from './tokens.ts'
 import { createUpstream, type Upstream } from './upstream.ts'
@@ -41,7 +41,9 @@ async function azureOpenAI(app: FastifyInstance, options: AzureOpenAIOptions): P
   const authority =
     entra && createUpstream({ baseUrl: entra.authority ?? 'https://login.microsoftonline.com', connections: 2 })
   const tokens = entra && authority && createTokens(signal => entraToken(entra, authority, signal))
-  const endpoint = createEndpoint(tokens ? withoutCredentials(options) : options, address.baseUrl, key =>
+  // A token takes the place of keys.
+  const own = tokens ? withoutCredentials(options, ['authorization', 'api-key']) : options
+  const endpoint = createEndpoint(own, address.baseUrl, key =>
     auth === 'bearer' ? ['authorization', `Bearer ${key}`] : ['api-key', key]
   )
   const { maxEvent } = endpoint
@@ -60,13 +62,8 @@ async function azureOpenAI(app: FastifyInstance, options: AzureOpenAIOptions): P
   }
 
   /** By the list of the resource's models. Its deployments, which are what we call models, it does not tell. */
-  async function health(signal?: AbortSignal): Promise<Health> {
-    try {
-      return await endpoint.probe(address.models, signal, await bearer(signal))
-    } catch (error) {
-      signal?.throwIfAborted()
-      return { ok: false, detail: error instanceof Error ? error.message : String(error) }
-    }
+  function health(signal?: AbortSignal): Promise<Health> {
+    return healthFrom(signal, async () => endpoint.probe(address.models, signal, await bearer(signal)))
   }
 
   app.gateway.providers.register({
@@ -149,28 +146,13 @@ async function entraToken(entra: EntraOptions, authority: Upstream, signal: Abor
   const { status, body } = await asked.catch(cause => {
     throw new UpstreamError('its token endpoint cannot be reached.', { cause })
   })
-  const said = parse(body)
+  const said = fieldsOf(jsonOf(body))
   const value = status === 200 && said['access_token']
   const seconds = Number(said['expires_in'])
   if (typeof value !== 'string' || !/^[\x21-\x7e]+$/.test(value) || !(seconds > 0)) {
     throw tokenFault(status, said, redacting([entra.clientSecret], []))
   }
   return { value, expires: Date.now() + seconds * 1_000 }
-}
-
-function parse(body: Buffer | null): Record<string, unknown> {
-  try {
-    const value: unknown = JSON.parse(body?.toString('utf8') ?? '')
-    return isRecord(value) ? value : {}
-  } catch {
-    return {}
-  }
-}
-
-/** A token takes the place of keys and of an `authorization` among the headers. */
-function withoutCredentials({ headers = {}, ...options }: AzureOpenAIOptions): AzureOpenAIOptions {
-  const kept = Object.entries(headers).filter(([name]) => !/^(?:authorization|api-key)$/i.test(name))
-  return { ...options, apiKeys: [], headers: Object.fromEntries(kept) }
 }
 
 export default fp(azureOpenAI, { fastify: '5.x', name: 'azure-openai', dependencies: ['routing'] })

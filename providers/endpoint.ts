@@ -2,7 +2,7 @@ import { UpstreamTimeout } from '../schemas/errors.ts'
 import type { Attempt, Health } from '../schemas/provider.ts'
 import { bodyOf } from './body.ts'
 import { type Redact, redacting } from './faults.ts'
-import { createUpstream, type Reply, type Upstream } from './upstream.ts'
+import { createUpstream, type Reply } from './upstream.ts'
 
 /** What every provider with an address may be told. */
 export interface EndpointOptions {
@@ -24,7 +24,6 @@ export interface EndpointOptions {
 
 /** A provider's address and its credentials. */
 export interface Endpoint {
-  readonly upstream: Upstream
   /** How many keys there are to choose from. */
   readonly keys: number
   readonly maxEvent: number
@@ -34,8 +33,6 @@ export interface Endpoint {
    * @param more headers besides the provider's own, which win: name, value, name, value, names in lower case
    */
   post(attempt: Attempt, path: string, body: object, more?: readonly string[]): Promise<Reply>
-  /** Headers without those of an attempt, with the key of that index: for listing models and asking for health. */
-  headers(key: number): string[]
   /**
    * Asks for something besides an answer of a model (a list, a count) with the first key; small and soon, or not at all.
    * @param question sent as JSON by POST; absent: a GET
@@ -124,38 +121,26 @@ export function createEndpoint(
     try {
       if (question === undefined) return await upstream.get(path, headers, either, timeouts, largestReply)
       const body = JSON.stringify(question)
-      return await upstream.post({
-        path,
-        headers,
-        body,
-        signal: either,
-        timeouts,
-        stream: false,
-        largest: largestReply
-      })
+      const call = { path, headers, body, signal: either, timeouts, stream: false, largest: largestReply }
+      return await upstream.post(call)
     } catch (error) {
       throw error === deadline.reason ? new UpstreamTimeout(`no answer within ${patience} ms.`) : error
     }
   }
 
   async function probe(path: string, signal?: AbortSignal, more?: readonly string[]): Promise<Health> {
-    try {
+    return await healthFrom(signal, async () => {
       const { status } = await ask(path, signal, undefined, more)
       return status === 200 ? { ok: true } : { ok: false, detail: `It answered with status ${status}.` }
-    } catch (error) {
-      signal?.throwIfAborted()
-      return { ok: false, detail: error instanceof Error ? error.message : String(error) }
-    }
+    })
   }
 
   return {
-    upstream,
     ask,
     probe,
     keys: keys.length,
     maxEvent: options.maxEvent ?? 8 * 1024 * 1024,
     redact: redacting(keys, Object.values(options.headers ?? {})),
-    headers: ownHeaders,
     post: (attempt, path, body, more = []) =>
       upstream.post({
         path,
@@ -167,4 +152,23 @@ export function createEndpoint(
       }),
     close: () => upstream.close()
   }
+}
+
+/** What finding out comes to: a fault on the way says that the provider is not well. @throws the signal's reason */
+export async function healthFrom(signal: AbortSignal | undefined, find: () => Promise<Health>): Promise<Health> {
+  try {
+    return await find()
+  } catch (error) {
+    signal?.throwIfAborted()
+    return { ok: false, detail: error instanceof Error ? error.message : String(error) }
+  }
+}
+
+/** The same options without keys and without these headers, for a provider that gets its credential elsewhere. */
+export function withoutCredentials(
+  { headers = {}, ...options }: EndpointOptions,
+  names: readonly string[]
+): EndpointOptions {
+  const kept = Object.entries(headers).filter(([name]) => !names.includes(name.toLowerCase()))
+  return { ...options, apiKeys: [], headers: Object.fromEntries(kept) }
 }

@@ -2,6 +2,7 @@ import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import type { ChatRequest } from '../schemas/chat.ts'
 import { detail, InvalidRequest, UpstreamError } from '../schemas/errors.ts'
+import { jsonOf, listOf } from '../schemas/json.ts'
 import type { Attempt, ModelInfo } from '../schemas/provider.ts'
 import { isRecord } from '../schemas/reader.ts'
 import { createEndpoint, type EndpointOptions } from './endpoint.ts'
@@ -10,7 +11,7 @@ import { createMedia, type MediaOptions } from './media.ts'
 import { createRecall } from './recall.ts'
 import { streamedAnswer } from './stream.ts'
 import type { Reply } from './upstream.ts'
-import { googleFault, listOf, type Origin, parse, wholeAnswer } from './wires/gemini/answer.ts'
+import { googleFault, type Origin, wholeAnswer } from './wires/gemini/answer.ts'
 import { abilitiesOf } from './wires/gemini/models.ts'
 import { linksOf, type Surface, toGemini } from './wires/gemini/request.ts'
 import { signaturesOf, withoutRefused } from './wires/gemini/signatures.ts'
@@ -92,7 +93,7 @@ async function gemini(app: FastifyInstance, options: GeminiOptions): Promise<voi
   }
 
   function answerOf(reply: Reply): { readonly [field: string]: unknown } {
-    const body = parse((reply.body ?? '').toString())
+    const body = jsonOf(reply.body)
     if (reply.status !== 200) throw googleFault(reply.status, body, reply.headers, redact)
     if (!isRecord(body)) throw new UpstreamError('its answer is not JSON.')
     return body

@@ -2,6 +2,7 @@ import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import type { ChatRequest } from '../schemas/chat.ts'
 import { UpstreamError } from '../schemas/errors.ts'
+import { fieldsOf } from '../schemas/json.ts'
 import type { Attempt, Health, ModelInfo } from '../schemas/provider.ts'
 import { createEndpoint, type EndpointOptions } from './endpoint.ts'
 import { answerTo, jsonIn } from './wires/openai/answer.ts'
@@ -38,9 +39,9 @@ async function llamacpp(app: FastifyInstance, options: LlamaCppOptions): Promise
     const body = toLlama(withinLimits(request, limits, []))
     const counted = await ask('/v1/chat/completions/input_tokens', signal, body)
     if (counted.status !== 404) return numberIn(jsonIn(counted, redact), 'input_tokens')
-    const templated = fieldOf(jsonIn(await ask('/apply-template', signal, body), redact), 'prompt')
+    const templated = fieldsOf(jsonIn(await ask('/apply-template', signal, body), redact))['prompt']
     const question = { model: request.model, content: templated, add_special: true, parse_special: true }
-    const tokens = fieldOf(jsonIn(await ask('/tokenize', signal, question), redact), 'tokens')
+    const tokens = fieldsOf(jsonIn(await ask('/tokenize', signal, question), redact))['tokens']
     if (!Array.isArray(tokens)) throw new UpstreamError('it did not count tokens.')
     return tokens.length
   }
@@ -52,7 +53,7 @@ async function llamacpp(app: FastifyInstance, options: LlamaCppOptions): Promise
     if (only === undefined || listed.length > 1 || only.contextLength !== undefined) return listed
     const props = await ask('/props', signal)
     if (props.status !== 200) return listed
-    const length = fieldOf(fieldOf(jsonIn(props, redact), 'default_generation_settings'), 'n_ctx')
+    const length = fieldsOf(fieldsOf(jsonIn(props, redact))['default_generation_settings'])['n_ctx']
     return typeof length === 'number' && length > 0 ? [{ ...only, contextLength: length }] : listed
   }
 
@@ -81,22 +82,16 @@ async function llamacpp(app: FastifyInstance, options: LlamaCppOptions): Promise
  * server does not look there and answers without a schema (`oaicompat_chat_params_parse` in tools/server).
  */
 function toLlama(request: ChatRequest): ChatRequest {
-  const format = request['response_format']
-  if (fieldOf(format, 'type') !== 'json_schema') return request
-  const schema = fieldOf(fieldOf(format, 'json_schema'), 'schema') ?? fieldOf(format, 'schema')
+  const format = fieldsOf(request['response_format'])
+  if (format['type'] !== 'json_schema') return request
+  const schema = fieldsOf(format['json_schema'])['schema'] ?? format['schema']
   return { ...request, response_format: { type: 'json_object', ...(schema !== undefined && { schema }) } }
 }
 
 function numberIn(body: unknown, name: string): number {
-  const value = fieldOf(body, name)
+  const value = fieldsOf(body)[name]
   if (typeof value !== 'number') throw new UpstreamError('it did not count tokens.')
   return value
-}
-
-function fieldOf(value: unknown, name: string): unknown {
-  return typeof value === 'object' && value !== null && Object.hasOwn(value, name)
-    ? Reflect.get(value, name)
-    : undefined
 }
 
 export default fp(llamacpp, { fastify: '5.x', name: 'llamacpp', dependencies: ['routing'] })

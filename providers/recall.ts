@@ -10,8 +10,10 @@ export interface Recall<Value> {
 
 /** Ids are the vendor's: no honest one is longer. */
 const longestId = 256
+/** About what an entry takes besides its value and the characters of its key, in bytes. */
+const perEntry = 128
 
-/** @param mostBytes of all values together */
+/** @param mostBytes of all of it together, keys too: callers choose ids, and a value may be small */
 export function createRecall<Value>(mostBytes = 16 * 1024 * 1024): Recall<Value> {
   const kept = new Map<string, { value: Value; bytes: number }>()
   let total = 0
@@ -23,12 +25,13 @@ export function createRecall<Value>(mostBytes = 16 * 1024 * 1024): Recall<Value>
 
   return {
     keep(tenant, call, value, bytes) {
-      if (call.length > longestId || bytes > mostBytes) return
       const key = `${tenant} ${call}`
+      const size = bytes + key.length + perEntry
+      if (call.length > longestId || size > mostBytes) return
       const known = kept.get(key)
       if (known !== undefined) remove(key, known.bytes)
-      kept.set(key, { value, bytes })
-      total += bytes
+      kept.set(key, { value, bytes: size })
+      total += size
       for (const [oldest, { bytes: freed }] of kept) {
         if (total <= mostBytes) break
         remove(oldest, freed)

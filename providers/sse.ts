@@ -1,6 +1,7 @@
 import type { ChatCompletionChunk, CompletionUsage } from '../schemas/chat.ts'
 import { UpstreamError } from '../schemas/errors.ts'
 import { type Frames, isToken, isUsageOnly, spokenKeys } from '../schemas/frames.ts'
+import { jsonOf } from '../schemas/json.ts'
 
 const LF = 10
 const CR = 13
@@ -228,7 +229,7 @@ export class EventFrames implements Frames {
     if (!this.hasUsage) return null
     let usage: CompletionUsage | null = null
     for (const { data } of found(this.raw, this.#text(), counting)) {
-      const chunk = parse(data)
+      const chunk = jsonOf(data)
       if (isChunk(chunk) && typeof chunk.usage === 'object' && chunk.usage !== null) usage = chunk.usage
     }
     return usage
@@ -238,7 +239,7 @@ export class EventFrames implements Frames {
   get fault(): { error: unknown; before: EventFrames | null } | null {
     if (!this.#words().error) return null
     for (const { start, data } of found(this.raw, this.#text(), erroneous)) {
-      const value = parse(data)
+      const value = jsonOf(data)
       const error = typeof value === 'object' && value !== null ? errorOf(value) : undefined
       if (!error) continue
       return { error, before: start > 0 ? new EventFrames(this.raw.subarray(0, start)) : null }
@@ -269,7 +270,7 @@ export class EventFrames implements Frames {
   /** True when everything that these events say is JSON. */
   get isReadable(): boolean {
     const events = eventsIn(this.raw, this.#text())
-    for (const { data } of events) if (data !== null && parse(data) === undefined) return false
+    for (const { data } of events) if (data !== null && jsonOf(data) === undefined) return false
     return true
   }
 
@@ -277,7 +278,7 @@ export class EventFrames implements Frames {
     const kept: Buffer[] = []
     let from = 0
     for (const { start, end, data } of found(this.raw, this.#text(), counting)) {
-      const chunk = parse(data)
+      const chunk = jsonOf(data)
       if (!isChunk(chunk) || !isUsageOnly(chunk)) continue
       if (start > from) kept.push(this.raw.subarray(from, start))
       from = end
@@ -299,7 +300,7 @@ export class EventFrames implements Frames {
   #parseNext(): ChatCompletionChunk | null {
     this.#events ??= eventsIn(this.raw, this.#text())
     for (let read = this.#events.next(); !read.done; read = this.#events.next()) {
-      const value = parse(read.value.data)
+      const value = jsonOf(read.value.data)
       if (!isChunk(value)) continue
       this.#chunks.push(value)
       return value
@@ -463,16 +464,6 @@ function dataOf(raw: Buffer | null, text: string, start: number, end: number): s
   if (text[start + 4] !== ':') return null
   const from = text[start + 5] === ' ' ? start + 6 : start + 5
   return raw === null ? text.slice(from, end) : raw.toString('utf8', from, end)
-}
-
-/** Events that are no JSON are forwarded and otherwise left alone. */
-function parse(data: string | null): unknown {
-  if (data === null || data === '') return undefined
-  try {
-    return JSON.parse(data)
-  } catch {
-    return undefined
-  }
 }
 
 function isChunk(value: unknown): value is ChatCompletionChunk {

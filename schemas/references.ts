@@ -1,40 +1,41 @@
 import { Type } from '@sinclair/typebox'
 import { type Path, quote, type Report, show } from './faults.ts'
+import { fieldsOf, listOf } from './json.ts'
 import { defaultProviders } from './provider-options.ts'
 import { isRecord } from './reader.ts'
 
-type Entries = Record<string, unknown>
+type Entries = Readonly<Record<string, unknown>>
 
 // What one key of the configuration says about another. This looks at what was written, not at settings, so that a fault
 // elsewhere hides none of these; what is of the wrong kind has its own fault already and is passed over.
 
 /** Tells `report` of names that name nothing, loops, weights that add up to 0, keys that two have, `*` with credentials. */
 export function checkReferences(config: unknown, report: Report): void {
-  const root = entriesOf(config)
-  const models = entriesOf(root['models'])
-  const direct = Object.keys(models).length === 0 || entriesOf(root['routing'])['passThrough'] === true
+  const root = fieldsOf(config)
+  const models = fieldsOf(root['models'])
+  const direct = Object.keys(models).length === 0 || fieldsOf(root['routing'])['passThrough'] === true
   const model = modelCheck(root, report, direct)
   const fallback = modelCheck(root, report, false)
   model(root['defaultModel'], ['defaultModel'])
-  for (const [task, name] of Object.entries(entriesOf(root['tasks']))) model(name, ['tasks', task])
-  for (const [name, tenant] of Object.entries(entriesOf(root['tenants']))) {
-    for (const [index, allowed] of listOf(entriesOf(tenant)['allowModels']).entries()) {
+  for (const [task, name] of Object.entries(fieldsOf(root['tasks']))) model(name, ['tasks', task])
+  for (const [name, tenant] of Object.entries(fieldsOf(root['tenants']))) {
+    for (const [index, allowed] of listOf(fieldsOf(tenant)['allowModels']).entries()) {
       if (!isGlob(allowed)) model(allowed, ['tenants', name, 'allowModels', index])
     }
   }
   for (const [alias, options] of Object.entries(models)) {
-    for (const [index, name] of listOf(entriesOf(options)['fallbacks']).entries()) {
+    for (const [index, name] of listOf(fieldsOf(options)['fallbacks']).entries()) {
       fallback(name, ['models', alias, 'fallbacks', index])
     }
-    checkTargets(entriesOf(options), ['models', alias], root['providers'] ?? defaultProviders, report)
+    checkTargets(fieldsOf(options), ['models', alias], root['providers'] ?? defaultProviders, report)
   }
   checkLoops(models, report)
-  for (const [name, provider] of Object.entries(entriesOf(root['providers']))) {
-    checkProvider(entriesOf(provider), ['providers', name], report)
+  for (const [name, provider] of Object.entries(fieldsOf(root['providers']))) {
+    checkProvider(fieldsOf(provider), ['providers', name], report)
   }
   checkKeys(root, report)
   checkSwitches(root, report)
-  const cors = entriesOf(entriesOf(root['server'])['cors'])
+  const cors = fieldsOf(fieldsOf(root['server'])['cors'])
   if (cors['credentials'] === true && listOf(cors['origin']).includes('*')) {
     report.say(['server', 'cors', 'origin'], '* with credentials', 'origins by name where credentials is true')
   }
@@ -42,7 +43,7 @@ export function checkReferences(config: unknown, report: Report): void {
 
 /** What is switched off must not take along, unsaid, what somebody counts on. */
 function checkSwitches(root: Entries, report: Report): void {
-  const plugins = entriesOf(root['plugins'])
+  const plugins = fieldsOf(root['plugins'])
   if (plugins['pricing'] === false && plugins['budgets'] !== false) {
     report.say(['plugins', 'pricing'], 'false', 'true, or plugins.budgets false too: budgets need prices')
   }
@@ -94,7 +95,7 @@ function modelCheck(root: Entries, report: Report, direct: boolean): (name: unkn
 }
 
 function checkTargets(model: Entries, path: Path, providers: unknown, report: Report): void {
-  const targets = listOf(model['targets']).map(entriesOf)
+  const targets = listOf(model['targets']).map(fieldsOf)
   if (!isRecord(providers)) return
   for (const [index, { provider }] of targets.entries()) {
     if (typeof provider !== 'string' || Object.hasOwn(providers, provider)) continue
@@ -115,7 +116,7 @@ function checkLoops(models: Entries, report: Report): void {
   function follow(alias: string, trail: readonly string[]): void {
     if (done.has(alias) || !Object.hasOwn(models, alias)) return
     const below = [...trail, alias]
-    for (const [index, next] of listOf(entriesOf(models[alias])['fallbacks']).entries()) {
+    for (const [index, next] of listOf(fieldsOf(models[alias])['fallbacks']).entries()) {
       if (typeof next !== 'string') continue
       const start = below.indexOf(next)
       if (start < 0) {
@@ -132,24 +133,16 @@ function checkLoops(models: Entries, report: Report): void {
 /** A key stands for one tenant, and never for the administrator too. */
 function checkKeys(root: Entries, report: Report): void {
   const owners = new Map<unknown, string>()
-  const token = entriesOf(entriesOf(root['plugins'])['auth'])['adminToken']
+  const token = fieldsOf(fieldsOf(root['plugins'])['auth'])['adminToken']
   if (token !== undefined) owners.set(token, 'plugins.auth.adminToken')
-  for (const [name, tenant] of Object.entries(entriesOf(root['tenants']))) {
-    for (const [index, key] of listOf(entriesOf(tenant)['keys']).entries()) {
+  for (const [name, tenant] of Object.entries(fieldsOf(root['tenants']))) {
+    for (const [index, key] of listOf(fieldsOf(tenant)['keys']).entries()) {
       const path = ['tenants', name, 'keys', index]
       const owner = owners.get(key)
       if (owner !== undefined) report.say(path, `the key of ${owner}`, 'a key of its own')
       else owners.set(key, show(path))
     }
   }
-}
-
-function entriesOf(value: unknown): Entries {
-  return isRecord(value) ? value : {}
-}
-
-function listOf(value: unknown): unknown[] {
-  return Array.isArray(value) ? value : []
 }
 
 function list(names: Entries): string {

@@ -227,7 +227,9 @@ export class Call implements Inference, Linked<Call> {
    * It is waited for, a little while.
    */
   #awaitsUsage(): boolean {
-    if (this.relay === null || !this.expenses.at(-1)?.meter?.awaitsUsage) return false
+    // Of two attempts at a time either may have won.
+    const awaits = this.expenses.some(({ status, meter }) => status === 'open' && meter?.awaitsUsage === true)
+    if (this.relay === null || !awaits) return false
     clearTimeout(this.#timer)
     this.#timer = setTimeout(() => this.abort(new Cancelled()), usagePatience)
     return true

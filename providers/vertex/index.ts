@@ -3,17 +3,17 @@ import fp from 'fastify-plugin'
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { detail, InvalidRequest, UpstreamError, UpstreamRejected } from '../../schemas/errors.ts'
 import type { Answer } from '../../schemas/gateway.ts'
-import type { Abilities, Attempt, Health } from '../../schemas/provider.ts'
-import { isRecord } from '../../schemas/reader.ts'
-import { createEndpoint, type EndpointOptions } from '../endpoint.ts'
+import { fieldsOf, jsonOf } from '../../schemas/json.ts'
+import type { Attempt, Health } from '../../schemas/provider.ts'
+import { createEndpoint, type EndpointOptions, healthFrom, withoutCredentials } from '../endpoint.ts'
 import { notStreamed } from '../faults.ts'
 import { createMedia, type MediaOptions } from '../media.ts'
 import { createRecall } from '../recall.ts'
 import { streamedAnswer } from '../stream.ts'
 import { withoutTokens } from '../tokens.ts'
-import { bodyOf, faultOf, wholeMessage } from '../wires/anthropic/answer.ts'
-import type { Thought } from '../wires/anthropic/messages.ts'
-import { modelOf } from '../wires/anthropic/models.ts'
+import { faultOf, wholeMessage } from '../wires/anthropic/answer.ts'
+import { memoryOf, type Thought } from '../wires/anthropic/messages.ts'
+import { abilitiesOf as claudesAbilities } from '../wires/anthropic/models.ts'
 import { toMessages } from '../wires/anthropic/request.ts'
 import { messageReader } from '../wires/anthropic/stream.ts'
 import { googleFault, wholeAnswer } from '../wires/gemini/answer.ts'
@@ -44,23 +44,14 @@ export interface VertexOptions extends EndpointOptions {
 
 /** The version of Anthropic's wire here; it takes sampling parameters. */
 const version = { anthropic_version: 'vertex-2023-10-16' }
-const claudeCan: Abilities = {
-  streaming: true,
-  tools: true,
-  images: true,
-  files: true,
-  jsonSchema: true,
-  audio: false,
-  choices: false,
-  logprobs: false
-}
 
 /** Gemini and Claude on Google's Vertex AI. */
 async function vertex(app: FastifyInstance, options: VertexOptions): Promise<void> {
   const { root, origin, tokens } = await placed(options).catch(error => {
     throw new Error(`The provider ${options.name} cannot be set up: ${error.message}`)
   })
-  const own = tokens === null ? options : withoutCredentials(options)
+  // A token takes the place of keys.
+  const own = tokens === null ? options : withoutCredentials(options, ['authorization', 'x-goog-api-key'])
   const endpoint = createEndpoint(own, options.baseUrl ?? origin, key => ['x-goog-api-key', key])
   const { maxEvent } = endpoint
   const redact = (text: string) => withoutTokens(endpoint.redact(text))
@@ -96,18 +87,13 @@ async function vertex(app: FastifyInstance, options: VertexOptions): Promise<voi
   }
 
   async function sendToClaude(attempt: Attempt, asked: Asked): Promise<Answer> {
-    const { tenant } = attempt.inference.principal
+    const memory = memoryOf(thoughts, attempt.inference.principal.tenant)
     const request = await withMedia(attempt.request, attempt.signal)
-    const recollect = (call: string) => thoughts.find(tenant, call)
-    const { body, warnings, jsonTool } = toMessages(request, { sampling: true, recollect })
+    const { body, warnings, jsonTool } = toMessages(request, { sampling: true, recollect: memory.recollect })
     const { service_tier: tier, ...rest } = body
     warn(attempt, tier === undefined ? warnings : [...warnings, 'Claude has no service tiers on Vertex AI.'])
     const reply = await post(attempt, asked, { ...version, ...rest })
-    const keep = (calls: readonly string[], kept: readonly Thought[]) => {
-      const bytes = JSON.stringify(kept).length
-      for (const call of calls) thoughts.keep(tenant, call, kept, Math.ceil(bytes / calls.length))
-    }
-    const expected = { jsonTool, keep }
+    const expected = { jsonTool, keep: memory.keep }
     if (reply.reads !== null) {
       return streamedAnswer(reply, reply.reads, messageReader(reply.headers, maxEvent, redact, expected))
     }
@@ -152,10 +138,10 @@ async function vertex(app: FastifyInstance, options: VertexOptions): Promise<voi
     const path = isClaude ? '/anthropic/models/count-tokens:rawPredict' : `/google/models/${asked.model}:countTokens`
     const question = isClaude ? await countedByClaude(request, asked, signal) : countedByGemini(request)
     const reply = await endpoint.ask(root + path, signal, question, await bearer(signal))
-    const said = bodyOf(reply)
+    const said = jsonOf(reply.body)
     const fail = isClaude ? faultOf : googleFault
     if (reply.status !== 200) throw fail(reply.status, said, reply.headers, redact)
-    const counted = isRecord(said) ? said[isClaude ? 'input_tokens' : 'totalTokens'] : undefined
+    const counted = fieldsOf(said)[isClaude ? 'input_tokens' : 'totalTokens']
     if (typeof counted !== 'number') throw new UpstreamError('it does not say how many tokens there are.')
     return counted
   }
@@ -173,15 +159,12 @@ async function vertex(app: FastifyInstance, options: VertexOptions): Promise<voi
   }
 
   /** By a token, and by any answer of the host: what the location itself says may need a right that no model needs. */
-  async function health(signal?: AbortSignal): Promise<Health> {
-    try {
+  function health(signal?: AbortSignal): Promise<Health> {
+    return healthFrom(signal, async () => {
       const path = root.slice(0, root.lastIndexOf('/'))
       const { status } = await endpoint.ask(path, signal, undefined, await bearer(signal))
       return status < 500 && status !== 401 ? { ok: true } : { ok: false, detail: `It answered with status ${status}.` }
-    } catch (error) {
-      signal?.throwIfAborted()
-      return { ok: false, detail: error instanceof Error ? error.message : String(error) }
-    }
+    })
   }
 
   app.gateway.providers.register({
@@ -190,8 +173,7 @@ async function vertex(app: FastifyInstance, options: VertexOptions): Promise<voi
     capabilities: { dialects: [], streaming: true },
     // Its list has Claude too.
     pricing: { vendor: 'google' },
-    abilitiesOf: model =>
-      isClaude(model) ? { ...claudeCan, contextLength: modelOf(model).contextLength } : abilitiesOf(model),
+    abilitiesOf: model => (isClaude(model) ? claudesAbilities(model) : abilitiesOf(model)),
     send,
     countTokens,
     ...(tokens === null ? {} : { health })
@@ -225,12 +207,6 @@ function warn({ inference }: Attempt, warnings: readonly string[]): void {
 function wholeOnly({ request }: Attempt, answer: Answer): Answer {
   if (request.stream === true) throw notStreamed()
   return answer
-}
-
-/** A token takes the place of keys and of an `authorization` among the headers. */
-function withoutCredentials({ headers = {}, ...options }: VertexOptions): VertexOptions {
-  const kept = Object.entries(headers).filter(([name]) => !/^(?:authorization|x-goog-api-key)$/i.test(name))
-  return { ...options, apiKeys: [], headers: Object.fromEntries(kept) }
 }
 
 export default fp(vertex, { fastify: '5.x', name: 'vertex', dependencies: ['routing'] })

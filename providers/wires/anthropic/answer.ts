@@ -1,6 +1,7 @@
 import type { ChatCompletion, CompletionUsage, FinishReason, ToolCall } from '../../../schemas/chat.ts'
 import { type GatewayError, UpstreamError } from '../../../schemas/errors.ts'
 import type { Answer } from '../../../schemas/gateway.ts'
+import { jsonOf } from '../../../schemas/json.ts'
 import { isRecord } from '../../../schemas/reader.ts'
 import { notJson, type Redact, vendorFault } from '../../faults.ts'
 import { isEncoded } from '../../stream.ts'
@@ -16,22 +17,13 @@ export interface Expected {
 
 /** A whole answer. @throws what the vendor says of its failure, or UpstreamError for what is no message */
 export function wholeMessage(reply: Reply, redact: Redact, expected: Expected): Answer {
-  const said = bodyOf(reply)
+  const said = jsonOf(reply.body)
   if (reply.status !== 200) throw faultOf(reply.status, said, reply.headers, redact)
   if (isEncoded(reply)) throw new UpstreamError('it compressed an answer that nobody asked to.')
   if (!isRecord(said)) throw notJson(reply.headers)
   if (said['type'] === 'error') throw faultOf(0, said, reply.headers, redact)
   if (!Array.isArray(said['content'])) throw new UpstreamError('its answer is not a message.')
   return { stream: false, raw: null, body: toCompletion(said, Math.floor(Date.now() / 1_000), expected) }
-}
-
-/** What a reply says; undefined for what is not JSON. */
-export function bodyOf({ body }: Reply): unknown {
-  try {
-    return JSON.parse(body?.toString('utf8') ?? '')
-  } catch {
-    return undefined
-  }
 }
 
 /**

@@ -1,3 +1,5 @@
+import type { Abilities } from '../../../schemas/provider.ts'
+
 /** What differs between models, as far as a request has to know. */
 export interface Model {
   /** The most tokens of an answer, thoughts included. */
@@ -70,4 +72,21 @@ const stranger: Model = { ...claude4, maxOutput: 8_192, known: false, contextLen
 /** What is known of a model by its name: as Anthropic writes it, or Vertex. */
 export function modelOf(name: string): Model {
   return models.find(([pattern]) => pattern.test(name))?.[1] ?? stranger
+}
+
+/** What all models can do by this wire. */
+export const can: Abilities = {
+  streaming: true,
+  tools: true,
+  images: true,
+  files: true,
+  jsonSchema: true,
+  audio: false,
+  choices: false,
+  logprobs: false
+}
+
+/** The same with what is known of one of them by its name. */
+export function abilitiesOf(model: string): Abilities {
+  return { ...can, contextLength: modelOf(model).contextLength }
 }

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto'
 import type { ChatCompletion, CompletionUsage, FinishReason, ToolCall } from '../../../schemas/chat.ts'
 import { type GatewayError, isGatewayError, UpstreamError } from '../../../schemas/errors.ts'
 import type { Answer } from '../../../schemas/gateway.ts'
+import { fieldsOf, jsonOf, listOf } from '../../../schemas/json.ts'
 import { isRecord } from '../../../schemas/reader.ts'
 import { notJson, type Redact, vendorFault } from '../../faults.ts'
 import { isEncoded } from '../../stream.ts'
@@ -74,7 +75,7 @@ export interface GeminiResponse {
 
 /** A whole answer as OpenAI would give it. @throws a fault for everything else */
 export function wholeAnswer(reply: Reply, origin: Origin): Answer {
-  const body = parse((reply.body ?? Buffer.alloc(0)).toString('utf8'))
+  const body = jsonOf(reply.body)
   if (reply.status !== 200) throw googleFault(reply.status, body, reply.headers, origin.redact)
   if (isEncoded(reply)) throw new UpstreamError('it compressed an answer that nobody asked to.')
   if (!isResponse(body)) {
@@ -241,12 +242,14 @@ function audioIn(details: readonly Modality[] | undefined): number {
 }
 
 /** Codes of google.rpc, for errors that do not say which HTTP status they are. */
-const statuses: Readonly<Record<string, number>> = {
-  ...{ INVALID_ARGUMENT: 400, FAILED_PRECONDITION: 400, OUT_OF_RANGE: 400, UNAUTHENTICATED: 401 },
-  ...{ PERMISSION_DENIED: 403, NOT_FOUND: 404, ABORTED: 409, ALREADY_EXISTS: 409, RESOURCE_EXHAUSTED: 429 },
-  ...{ INTERNAL: 500, UNKNOWN: 500, DATA_LOSS: 500, UNIMPLEMENTED: 501, UNAVAILABLE: 503, DEADLINE_EXCEEDED: 504 },
-  CANCELLED: 500
-}
+const statuses: ReadonlyMap<unknown, number> = new Map(
+  Object.entries({
+    ...{ INVALID_ARGUMENT: 400, FAILED_PRECONDITION: 400, OUT_OF_RANGE: 400, UNAUTHENTICATED: 401 },
+    ...{ PERMISSION_DENIED: 403, NOT_FOUND: 404, ABORTED: 409, ALREADY_EXISTS: 409, RESOURCE_EXHAUSTED: 429 },
+    ...{ INTERNAL: 500, UNKNOWN: 500, DATA_LOSS: 500, UNIMPLEMENTED: 501, UNAVAILABLE: 503, DEADLINE_EXCEEDED: 504 },
+    CANCELLED: 500
+  })
+)
 
 /**
  * Google's error, alone or in an array, as a fault of ours.
@@ -255,7 +258,7 @@ const statuses: Readonly<Record<string, number>> = {
 export function googleFault(http: number, body: unknown, headers: Reply['headers'], redact: Redact): GatewayError {
   const error = errorIn(body)
   const { code, status, message, details } = error ?? {}
-  const named = typeof code === 'number' && code >= 400 && code <= 599 ? code : (statuses[String(status)] ?? 0)
+  const named = typeof code === 'number' && code >= 400 && code <= 599 ? code : (statuses.get(status) ?? 0)
   const found = http === 499 || http === 0 ? named : http
   const words = typeof message === 'string' ? message : ''
   let refused = /\bAPI key (?:not valid|expired|not found)/i.test(words)
@@ -286,25 +289,6 @@ function errorIn(body: unknown): { readonly [field: string]: unknown } | null {
   return typeof error === 'object' && error !== null ? fieldsOf(error) : null
 }
 
-/** What JSON text says; undefined for anything else. */
-export function parse(text: string): unknown {
-  try {
-    return JSON.parse(text)
-  } catch {
-    return undefined
-  }
-}
-
 export function isResponse(value: unknown): value is GeminiResponse {
   return isRecord(value)
-}
-
-export function listOf<Item>(value: readonly Item[] | null | undefined): readonly Item[]
-export function listOf(value: unknown): readonly unknown[]
-export function listOf(value: unknown): readonly unknown[] {
-  return Array.isArray(value) ? value : []
-}
-
-function fieldsOf(value: unknown): { readonly [field: string]: unknown } {
-  return isRecord(value) ? value : {}
 }

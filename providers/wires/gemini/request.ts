@@ -1,6 +1,6 @@
 import type { ChatRequest, ContentPart, Message, Tool, ToolCall } from '../../../schemas/chat.ts'
 import { detail, type GatewayError, InvalidRequest } from '../../../schemas/errors.ts'
-import { isRecord } from '../../../schemas/reader.ts'
+import { fieldsOf } from '../../../schemas/json.ts'
 import type { Link, Media } from '../../media.ts'
 import { type Family, familyOf } from './models.ts'
 import { responseSchema } from './schema.ts'
@@ -79,7 +79,7 @@ export function toGemini(
     if (config !== null) body.toolConfig = { functionCallingConfig: config }
   }
   if (surface.safetySettings?.length) body.safetySettings = surface.safetySettings
-  const tier = surface.serviceTier ? tiers[String(request['service_tier'])] : undefined
+  const tier = surface.serviceTier ? tiers.get(String(request['service_tier'])) : undefined
   if (tier !== undefined) body.serviceTier = tier
   const config = generationConfigOf(request, context)
   if (config !== null) body.generationConfig = config
@@ -87,12 +87,14 @@ export function toGemini(
   return { body, warnings: [...warnings] }
 }
 
-const tiers: Readonly<Record<string, string>> = {
-  default: 'standard',
-  flex: 'flex',
-  priority: 'priority',
-  fast: 'priority'
-}
+// Maps, because requests say what is looked up: of an object, `constructor` would be found.
+
+const tiers: ReadonlyMap<string, string> = new Map([
+  ['default', 'standard'],
+  ['flex', 'flex'],
+  ['priority', 'priority'],
+  ['fast', 'priority']
+])
 
 function invalid(message: string, param: string): GatewayError {
   return detail(new InvalidRequest(message), { param })
@@ -122,7 +124,7 @@ function nameUnknown(request: ChatRequest, { serviceTier }: Surface, warn: (text
     const value = request[name]
     if (understood.has(name) || value === null || value === undefined) continue
     if (name === 'parallel_tool_calls' && value === true) continue
-    if (name === 'service_tier' && (value === 'auto' || (serviceTier && tiers[String(value)] !== undefined))) continue
+    if (name === 'service_tier' && (value === 'auto' || (serviceTier && tiers.has(String(value))))) continue
     names.push(name)
   }
   if (names.length > 0) warn(`Gemini does not take ${listed(names)}.`)
@@ -263,14 +265,16 @@ function encoded(text: string, param: string): string {
   }
 }
 
-const types: Readonly<Record<string, string>> = {
-  ...{ pdf: 'application/pdf', txt: 'text/plain', md: 'text/markdown', csv: 'text/csv', html: 'text/html' },
-  ...{ json: 'application/json', xml: 'text/xml', png: 'image/png', jpg: 'image/jpeg', jpeg: 'image/jpeg' },
-  ...{ webp: 'image/webp', gif: 'image/gif', heic: 'image/heic', heif: 'image/heif', mp4: 'video/mp4' }
-}
+const types: ReadonlyMap<string, string> = new Map(
+  Object.entries({
+    ...{ pdf: 'application/pdf', txt: 'text/plain', md: 'text/markdown', csv: 'text/csv', html: 'text/html' },
+    ...{ json: 'application/json', xml: 'text/xml', png: 'image/png', jpg: 'image/jpeg', jpeg: 'image/jpeg' },
+    ...{ webp: 'image/webp', gif: 'image/gif', heic: 'image/heic', heif: 'image/heif', mp4: 'video/mp4' }
+  })
+)
 
 function typeOf(name: string, otherwise: string): string {
-  return types[name.slice(name.lastIndexOf('.') + 1).toLowerCase()] ?? otherwise
+  return types.get(name.slice(name.lastIndexOf('.') + 1).toLowerCase()) ?? otherwise
 }
 
 /** The links of a request that its vendor does not read by itself. */
@@ -470,15 +474,17 @@ function addFormat(config: Record<string, unknown>, format: unknown, { warn }: C
   if (dropped.size > 0) warn(`Gemini does not take these keywords of the schema: ${listed([...dropped])}.`)
 }
 
-const levels: Readonly<Record<string, string>> = {
-  ...{ none: 'MINIMAL', minimal: 'MINIMAL', low: 'LOW', medium: 'MEDIUM', high: 'HIGH', xhigh: 'HIGH', max: 'HIGH' }
-}
+const levels: ReadonlyMap<unknown, string> = new Map(
+  Object.entries({
+    ...{ none: 'MINIMAL', minimal: 'MINIMAL', low: 'LOW', medium: 'MEDIUM', high: 'HIGH', xhigh: 'HIGH', max: 'HIGH' }
+  })
+)
 /** As Google's own translation of OpenAI's wire has them (https://ai.google.dev/gemini-api/docs/openai). */
 const budgets: Readonly<Record<string, number>> = { none: 0, minimal: 1_024, low: 1_024, medium: 8_192, high: 24_576 }
 
 function thinkingOf(effort: unknown, { family, warn }: Context): object | null {
   if (effort === null || effort === undefined) return null
-  const level = typeof effort === 'string' ? levels[effort] : undefined
+  const level = levels.get(effort)
   if (level === undefined) throw invalid('This effort of reasoning is not known.', 'reasoning_effort')
   const quiet = effort === 'none'
   if (family.thinking === null) {
@@ -491,9 +497,4 @@ function thinkingOf(effort: unknown, { family, warn }: Context): object | null {
     return { includeThoughts: !quiet, thinkingLevel: level === 'MINIMAL' ? family.lowestLevel : level }
   }
   return { includeThoughts: !quiet, thinkingBudget: Math.max(least, budgets[String(effort)] ?? most) }
-}
-
-/** The fields of what should be an object; none of anything else. */
-function fieldsOf(value: unknown): { readonly [field: string]: unknown } {
-  return isRecord(value) ? value : {}
 }

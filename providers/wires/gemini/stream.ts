@@ -1,4 +1,5 @@
 import { type GatewayError, UpstreamError } from '../../../schemas/errors.ts'
+import { jsonOf, listOf } from '../../../schemas/json.ts'
 import { dataReader, EventFrames } from '../../sse.ts'
 import type { StreamReader } from '../../stream.ts'
 import type { Reply } from '../../upstream.ts'
@@ -12,10 +13,8 @@ import {
   imageOf,
   isReport,
   isResponse,
-  listOf,
   logprobsOf,
   type Origin,
-  parse,
   partsOf,
   refusalOf,
   signed,
@@ -89,7 +88,7 @@ export function geminiReader(headers: Reply['headers'], maxEvent: number, origin
 
   function translate(data: string): void {
     if (plain(data)) return
-    const response = parse(decoded(data))
+    const response = jsonOf(decoded(data))
     if (!isResponse(response) || response.error) throw faultIn(response)
     if (head === '') begin(response)
     shape = shapeOf(data) ?? shape
@@ -186,7 +185,7 @@ export function geminiReader(headers: Reply['headers'], maxEvent: number, origin
   /** An answer that broke off has its price too. */
   function report(): void {
     if (counted !== null) {
-      const last = parse(decoded(counted))
+      const last = jsonOf(decoded(counted))
       if (!isResponse(last)) throw new UpstreamError('an event of its stream is not JSON.')
       if (isReport(last.usageMetadata)) usage = last.usageMetadata
     }

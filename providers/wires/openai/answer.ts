@@ -1,6 +1,7 @@
 import type { ChatCompletion, ChatRequest, CompletionUsage } from '../../../schemas/chat.ts'
 import { detail, type GatewayError, UpstreamError } from '../../../schemas/errors.ts'
 import type { Answer } from '../../../schemas/gateway.ts'
+import { jsonOf } from '../../../schemas/json.ts'
 import type { Endpoint } from '../../endpoint.ts'
 import { notJson, notStreamed, type Redact, type VendorError, vendorFault } from '../../faults.ts'
 import { eventReader, type Read } from '../../sse.ts'
@@ -42,14 +43,14 @@ export function answerTo(
 /** A whole answer, untouched: parsed when somebody reads it, and here only when it may hold an error or need mending. */
 export function wholeAnswer(reply: Reply, redact: Redact, mender: Mender | null = null): Answer {
   const raw = reply.body ?? Buffer.alloc(0)
-  if (reply.status !== 200) throw faultOf(reply.status, errorIn(parse(raw)), reply.headers, redact)
+  if (reply.status !== 200) throw faultOf(reply.status, errorIn(jsonOf(raw)), reply.headers, redact)
   if (isEncoded(reply)) throw new UpstreamError('it compressed an answer that nobody asked to.')
   if (!looksWhole(raw)) throw notJson(reply.headers)
   let body: ChatCompletion | null = null
   let usage: CompletionUsage | null | undefined
   const text = raw.toString('latin1')
   if (errorKey.test(text)) {
-    const error = errorIn(parse(raw))
+    const error = errorIn(jsonOf(raw))
     if (error !== null) throw faultOf(statusOf(error), error, reply.headers, redact)
   }
   const mended = mender === null ? null : mender.whole(text, () => completionOf(raw))
@@ -84,7 +85,7 @@ function usageFound(raw: Buffer, parsed: () => ChatCompletion): CompletionUsage 
   const end = closing(text, start, 0)
   // Of the body itself: its own brace is the only one that closes after it.
   if (end === -1 || closing(text, end, 1) !== text.trimEnd().length) return usageIn(parsed())
-  const found = parse(raw.subarray(start, end))
+  const found = jsonOf(raw.subarray(start, end))
   return isUsage(found) ? found : usageIn(parsed())
 }
 
@@ -130,7 +131,7 @@ export function chunkReader(
 
 /** What a question besides chat was answered with: a list, a count. @throws the fault of a status that is not 200 */
 export function jsonIn(reply: Reply, redact: Redact): unknown {
-  const body = parse(reply.body ?? Buffer.alloc(0))
+  const body = jsonOf(reply.body)
   if (reply.status !== 200) throw faultOf(reply.status, errorIn(body), reply.headers, redact)
   if (body === undefined) throw new UpstreamError('its answer is not JSON.')
   return body
@@ -150,14 +151,6 @@ function completionOf(raw: Buffer): ChatCompletion {
     return JSON.parse(raw.toString('utf8'))
   } catch (cause) {
     throw new UpstreamError('its answer is not JSON.', { cause })
-  }
-}
-
-function parse(raw: Buffer): unknown {
-  try {
-    return JSON.parse(raw.toString('utf8'))
-  } catch {
-    return undefined
   }
 }
 

@@ -1,4 +1,5 @@
 import { UpstreamError } from '../../../schemas/errors.ts'
+import { fieldsOf } from '../../../schemas/json.ts'
 import type { Price } from '../../../schemas/model-options.ts'
 import type { ModelInfo } from '../../../schemas/provider.ts'
 import type { Redact } from '../../faults.ts'
@@ -70,8 +71,4 @@ function usd(text: unknown, times = 1_000_000): number | undefined {
 /** A number of tokens; 0 says that nobody knows. */
 function countOf(value: unknown): number | undefined {
   return typeof value === 'number' && Number.isInteger(value) && value > 0 ? value : undefined
-}
-
-function fieldsOf(value: unknown): Fields {
-  return typeof value === 'object' && value !== null && !Array.isArray(value) ? { ...value } : {}
 }

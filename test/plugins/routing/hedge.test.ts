@@ -18,7 +18,8 @@ import {
   says,
   scripted,
   textOf,
-  tokens
+  tokens,
+  usageChunk
 } from '../kernel.ts'
 import { at, ends, keyed, keysOf, type StageOptions, stage, status } from './kit.ts'
 
@@ -371,6 +372,33 @@ t.test('a second attempt', async t => {
     t.ok(two.attempts[0]?.signal.aborted)
     t.strictSame(ends(expenses), ['one interrupted', 'two interrupted'])
   })
+
+  t.test(
+    'regression: a client that left before the usage of the first one was not given what had been used',
+    async t => {
+      const { promise, open } = gate()
+      const source = feed(chunkFrames([chunk('x'), finish()]))
+      const one = scripted('one', async attempt => {
+        await promise
+        return source.send(attempt)
+      })
+      const { run, late, expenses } = await hedged(t, [one, scripted('two', patient)], {
+        before: app => app.gateway.accountWith({ open() {} })
+      })
+      const leaving = new AbortController()
+      const running = run(askStream, { signal: leaving.signal })
+      await late()
+      open()
+      const frames = reader(await running)
+      await frames.next()
+      leaving.abort()
+      source.push(chunkFrames([usageChunk(tokens(7, 3))]))
+      source.end()
+      await turn()
+      t.strictSame(ends(expenses), ['one settled', 'two interrupted'])
+      t.match(expenses[0]?.usage, { source: 'reported', input: 7, output: 3 })
+    }
+  )
 
   t.test('goes to nobody who is left alone, rests or has no place free', async t => {
     const { promise, open } = gate()

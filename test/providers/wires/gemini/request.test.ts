@@ -631,3 +631,15 @@ t.test('a schema without a bottom is refused', async t => {
     param: 'response_format.json_schema.schema'
   })
 })
+
+t.test("regression: words of JavaScript's own were found in tables of tiers, efforts and types", async t => {
+  for (const word of ['constructor', '__proto__', 'toString']) {
+    const { body, warnings } = translated({ service_tier: word })
+    t.equal(body.serviceTier, undefined)
+    t.strictSame(warnings, ['Gemini does not take service_tier.'])
+    t.match(refusal({ reasoning_effort: word }), { param: 'reasoning_effort' })
+    const file = { type: 'file', file: { file_data: 'JVBERi', filename: `a.${word}` } }
+    const [content] = contentsOf([{ role: 'user', content: [file] }])
+    t.equal(content?.parts[0]?.inlineData?.mimeType, 'application/pdf')
+  }
+})
