@@ -70,8 +70,11 @@ export function pluginTests(t: Test): void {
       const target = { provider: 'up', model: 'm', concurrency: 1 }
       const models = { test: { targets: [target] } }
       const { promise, resolve } = Promise.withResolvers<void>()
+      // Whoever is asked stands in the journal already.
+      const asked = Promise.withResolvers<void>()
       const answer = says('hello', tokens(1, 1))
       const up = scripted('up', async attempt => {
+        asked.resolve()
         await promise
         return answer(attempt)
       })
@@ -80,6 +83,7 @@ export function pluginTests(t: Test): void {
       const calls = [call('runs'), call('waits')]
       gateway.models.replace({ models, hash: 'b'.repeat(64) })
       calls.push(call('new'))
+      await asked.promise
       t.match(gateway.ledger?.recent('acme'), [{ id: 'runs', config: 'a'.repeat(12), status: 'open' }])
       t.match(
         (await records()).filter(({ status }) => status === 'open'),
