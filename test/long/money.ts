@@ -16,12 +16,12 @@ import { seeded, turn } from '../upstream.ts'
 // What the books have to survive, in short (test/money.test.ts) and in full (test/long/money.test.ts).
 
 /** USD per million tokens; chosen so that a token is no whole nano-USD. */
-const price = { input: 0.0375, output: 2.6249 }
+export const price = { input: 0.0375, output: 2.6249 }
 const picoInput = 37_500n
 const picoOutput = 2_624_900n
 
 /** What the provider computes by itself, without a line of the gateway's: nano-USD, half up. */
-function costOf(input: number, output: number): bigint {
+export function costOf(input: number, output: number): bigint {
   return (BigInt(input) * picoInput + BigInt(output) * picoOutput + 500n) / 1_000n
 }
 
