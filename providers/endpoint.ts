@@ -45,6 +45,8 @@ export interface Endpoint {
   close(): Promise<void>
 }
 
+/** Statuses that are about the key. */
+const refusesKey: ReadonlySet<number> = new Set([401, 402, 403])
 /** What a list or a count may come to, in bytes. */
 const largestReply = 16 * 1024 * 1024
 
@@ -117,12 +119,17 @@ export function createEndpoint(
   ): Promise<Reply> {
     const deadline = AbortSignal.timeout(patience)
     const either = signal === undefined ? deadline : AbortSignal.any([signal, deadline])
-    const headers = [...ownHeaders(0), ...more]
+    const body = question === undefined ? null : JSON.stringify(question)
     try {
-      if (question === undefined) return await upstream.get(path, headers, either, timeouts, largestReply)
-      const body = JSON.stringify(question)
-      const call = { path, headers, body, signal: either, timeouts, stream: false, largest: largestReply }
-      return await upstream.post(call)
+      for (let key = 0; ; key++) {
+        const headers = [...ownHeaders(key), ...more]
+        const call = { path, headers, body: body ?? '', signal: either, timeouts, stream: false, largest: largestReply }
+        const reply = await (body === null
+          ? upstream.get(path, headers, either, timeouts, largestReply)
+          : upstream.post(call))
+        // One bad key does not stop the rest.
+        if (!refusesKey.has(reply.status) || key + 1 >= keys.length) return reply
+      }
     } catch (error) {
       throw error === deadline.reason ? new UpstreamTimeout(`no answer within ${patience} ms.`) : error
     }

@@ -55,6 +55,18 @@ t.test('a context that is too long keeps the code of OpenAI', async t => {
   t.match(await errorOf(await post()), { status: 400, code: 'context_length_exceeded', param: 'messages' })
 })
 
+t.test('a key that is refused does not hide its models, nor make it unwell', async t => {
+  const { server, provider } = await front(t, { ...openai, apiKeys: ['sk-refused-key-1', 'sk-good-key-2'] })
+  server.script(({ headers }) =>
+    headers.authorization === 'Bearer sk-good-key-2' ? replyOf('openai/models') : failure(401)
+  )
+  t.ok((await provider().models?.())?.length)
+  t.match(await provider().health?.(), { ok: true })
+  t.equal(server.requests.length, 4)
+  server.script(failure(401))
+  t.match(await provider().health?.(), { ok: false })
+})
+
 t.test('its models are listed as it lists them', async t => {
   const { server, provider } = await front(t, openai, replyOf('openai/models'))
   t.strictSame(await provider().models?.(), [
