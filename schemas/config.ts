@@ -4,6 +4,7 @@ import { Size, Timeout } from './duration.ts'
 import { type Environment, resolveSecrets, variableOf, withEnvironment } from './environment.ts'
 import { ConfigError, report } from './faults.ts'
 import { hashOf, withoutSecrets } from './hash.ts'
+import { keylessNotes } from './keyless.ts'
 import { Budget, Models, Routing, Tasks, Tenants } from './model-options.ts'
 import { PluginOptions } from './plugin-options.ts'
 import { defaultProviders, Providers } from './provider-options.ts'
@@ -94,7 +95,7 @@ export type Settings = Filled<typeof Config>
 /** A configuration that was read. */
 export interface Configuration {
   readonly settings: Settings
-  /** One sentence for each configured thing that is not built yet. */
+  /** One sentence for each configured thing that is not built yet, and for each provider that will refuse its calls. */
   readonly notes: string[]
   /** As it was written, with the environment laid over it: `env:NAME` has stayed, other secrets are left out. */
   readonly written: Readonly<Record<string, unknown>>
@@ -118,7 +119,7 @@ export function readConfig(input: unknown, env?: Environment): Configuration {
   // Providers that nobody names count as written: with an environment they are.
   const entries = isRecord(laid) ? laid : {}
   const written = withoutSecrets(Config, { ...entries, providers: entries['providers'] ?? defaultProviders })
-  return { settings, notes: notesOf(laid), written, hash: hashOf(written) }
+  return { settings, notes: [...notesOf(laid), ...keylessNotes(settings.providers)], written, hash: hashOf(written) }
 }
 
 /** A key of the file with nothing below it, `models:`, is null in YAML and counts as absent; so does an empty file. */

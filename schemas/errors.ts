@@ -27,6 +27,8 @@ export interface GatewayError extends Error {
   retryAfter: number | null
   /** The status that the provider answered with; null where there was none. */
   upstream: number | null
+  /** Which target it was, `provider/model`, for the log; null where none was asked. */
+  target: string | null
 }
 
 /**
@@ -211,7 +213,8 @@ function fault(wire: string | null, statusCode: number, type: string, message: s
     headers,
     blame: null,
     retryAfter: null,
-    upstream: null
+    upstream: null,
+    target: null
   })
   return Made as unknown as Fault
 }

@@ -18,7 +18,8 @@ const hopByHop = [
   'upgrade'
 ]
 const framing = [...hopByHop, 'accept-encoding', 'content-length', 'host']
-const credentials = ['api-key', 'authorization', 'cookie', 'x-api-key', 'x-goog-api-key']
+/** Headers that carry one. */
+export const credentials = ['api-key', 'authorization', 'cookie', 'x-api-key', 'x-goog-api-key']
 
 const headerName = "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 const except = (names: readonly string[]) => `^(?!(?:${names.map(anyCase).join('|')})$)${headerName}$`

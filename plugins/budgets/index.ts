@@ -358,7 +358,18 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
     counters
   })
 
+  /** Otherwise nobody learns of it before the first call is refused, and then it is the caller. */
+  function warnOfUnpriced(): void {
+    for (const { alias, targets } of gateway.models.routes()) {
+      const unknown = targets.filter(target => pricing.bound(target, 1, 1) === null)
+      if (unknown.length === 0) continue
+      const names = unknown.map(({ provider, model }) => `${provider.name}/${model}`)
+      log.warn({ model: alias, targets: names }, 'every call of this model is refused: give these targets a price')
+    }
+  }
+
   app.addHook('onReady', async () => {
+    if (unpriced === 'deny') warnOfUnpriced()
     if (wholeBudget !== null) await books.account('gateway', '', wholeBudget, clock()).loading
   })
   app.addHook('onClose', async () => {

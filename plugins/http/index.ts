@@ -159,7 +159,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
 
   /** What callers do wrong is theirs to see; what fails here or upstream is the operator's, except that we are closing. */
   function report(error: unknown, fault: GatewayError, id: string): void {
-    const details = { requestId: id, code: fault.code }
+    const details = { requestId: id, code: fault.code, ...(fault.target && { target: withoutKeys(fault.target) }) }
     const message = withoutKeys(fault.message)
     if (fault.wire === 'shutting_down') gateway.log.info(details, message)
     else if (fault.statusCode >= 500) {

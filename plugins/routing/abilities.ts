@@ -32,7 +32,7 @@ const demands: readonly Demand[] = [
     lack: 'answers by no JSON schema',
     by: ({ response_format: format }) => typeOf(format) === 'json_schema'
   },
-  { ability: 'choices', lack: 'gives one choice only', by: ({ n }) => typeof n === 'number' && n > 1 }
+  { ability: 'choices', lack: 'gives one choice only (n)', by: ({ n }) => typeof n === 'number' && n > 1 }
 ]
 /** What an answer can do without: others are preferred, and where nobody has it the provider warns that it was left out. */
 const wish: Demand = {

@@ -28,6 +28,8 @@ export interface Models {
   list(): Promise<ListedModel[]>
   /** One of them. */
   get(id: string): Promise<ListedModel | undefined>
+  /** What each alias stands for now. */
+  routes(): Iterable<Route>
   /** @throws InvalidRequest, ModelNotFound, UpstreamError (every target switched off) */
   resolve(request: ChatRequest): Route
   /**
@@ -197,6 +199,7 @@ export function createModels({ passThrough, providers, discovery, gateway, targe
   return {
     list,
     get,
+    routes: () => table.plans.values(),
     resolve,
     prepare,
     replace: given => prepare(given)(),

@@ -1,4 +1,4 @@
-import type { GatewayError } from '../../schemas/errors.ts'
+import { detail, type GatewayError } from '../../schemas/errors.ts'
 import type { Log } from '../../schemas/gateway.ts'
 import type { Provider } from '../../schemas/provider.ts'
 import { Breaker, type BreakerOptions } from './breaker.ts'
@@ -122,6 +122,7 @@ export class TargetState {
 
   /** It has failed. `counts`: in a way that says something of its health. */
   failed(call: object, lane: Lane, error: GatewayError, counts: boolean, now: number): void {
+    detail(error, { target: `${this.provider.name}/${this.model}` })
     // It refuses the request, so it is there.
     if (error.blame === 'request') this.breaker.mend(now)
     if (error.blame === 'request' || error.blame === null) return
@@ -130,7 +131,8 @@ export class TargetState {
     if (error.blame === 'limit') this.#limited(lane, error, now)
     if (error.blame === 'key') this.#refused(call, lane, error, now)
     if (counts && this.breaker.fail(call, now)) {
-      this.#log.warn({ ...this.#named(), ...this.lastError }, 'a target is left alone for a while')
+      const { code, message } = this.lastError
+      this.#log.warn({ ...this.#named(), code, reason: message }, 'a target is left alone for a while')
     }
   }
 

@@ -43,6 +43,16 @@ t.test('prices and sizes', async t => {
     t.equal(app.gateway.budgets?.counters.unpriced, 0)
   })
 
+  t.test('a model that is always refused for its price was not named at the start', async t => {
+    const { log } = await kit(t)
+    t.match(
+      log.map(line => JSON.parse(line)),
+      [{ level: 40, model: 'secret', targets: ['up/unpriced'] }]
+    )
+    const allowing = await kit(t, { budgets: { unpriced: 'allow' } })
+    t.strictSame(allowing.log, [])
+  })
+
   t.test('or counted, where that is allowed', async t => {
     const { ask, budget, state, app } = await kit(t, { budgets: { unpriced: 'allow' } })
     budget('acme', 1_000)

@@ -377,6 +377,17 @@ t.test('a fault of ours is logged with its cause and told without a word of it',
   t.match(log, answer.headers['x-request-id'] as string)
 })
 
+t.test('a 5xx in the log did not say which provider and model it came from', async t => {
+  for (const stream of [false, true]) {
+    const { app, lines } = await logged(t, () => towards({ url: 'http://127.0.0.1:1' }))
+    const answer = await app.inject({ method: 'POST', url: path, payload: { ...hello, stream } })
+    t.equal(answer.statusCode, 502)
+    const [line = ''] = lines.filter(line => line.includes('"level":50'))
+    t.match(JSON.parse(line).target, /^\S+\/\S+$/)
+    t.notMatch(answer.body, JSON.parse(line).target)
+  }
+})
+
 t.test('a thrown value that is no error is a 500 without words, too', async t => {
   for (const thrown of ['a string', null, undefined, { statusCode: 418, message: 'tea' }, 7]) {
     const { app } = await logged(t)

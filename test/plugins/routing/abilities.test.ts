@@ -38,7 +38,7 @@ const demands: Array<[keyof Abilities, string, ChatRequest]> = [
     'answers by no JSON schema',
     { ...ask, response_format: { type: 'json_schema', json_schema: { name: 'x', schema: {} } } }
   ],
-  ['choices', 'gives one choice only', { ...ask, n: 2 }],
+  ['choices', 'gives one choice only (n)', { ...ask, n: 2 }],
   ['logprobs', 'gives no logprobs', { ...ask, logprobs: true }]
 ]
 

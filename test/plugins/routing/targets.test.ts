@@ -52,6 +52,20 @@ t.test('what is known of targets', async t => {
     t.equal(report?.first_token_ms.p50, null, 'there was no stream')
   })
 
+  t.test('two faults in the log: a line had two times, and an error did not say which target it was', async t => {
+    const lines: string[] = []
+    const { fail } = await stage(t, {
+      providers: [scripted('up', broken)],
+      models: { targets: at('up'), retries: 0 },
+      routing: { breaker: { failures: 1 } },
+      log: line => lines.push(line)
+    })
+    t.match(await fail(), { target: 'up/m' })
+    const [line = ''] = lines.filter(line => line.includes('left alone'))
+    t.equal(line.split('"time":').length, 2)
+    t.match(JSON.parse(line), { provider: 'up', model: 'm', code: 'upstream_error', reason: /broken/ })
+  })
+
   t.test('holds nothing of requests that were refused: neither as a failure nor their words', async t => {
     const up = scripted('up', fails(status(400)))
     const { fail, gateway } = await stage(t, { providers: [up], models: { targets: at('up') } })
