@@ -10,34 +10,40 @@ interface Demand {
   readonly ability: Ability
   /** The end of the sentence "It …". */
   readonly lack: string
+  /** The field that asks for it. */
+  readonly param: string
   readonly by: (request: ChatRequest) => boolean
 }
 
 const demands: readonly Demand[] = [
-  { ability: 'streaming', lack: 'does not stream', by: ({ stream }) => stream === true },
+  { ability: 'streaming', lack: 'does not stream', param: 'stream', by: ({ stream }) => stream === true },
   {
     ability: 'tools',
     lack: 'takes no tools',
+    param: 'tools',
     by: ({ tools, messages }) => Boolean(tools?.length) || messages.some(isOfTools)
   },
-  { ability: 'images', lack: 'takes no images', by: request => holds(request, 'image_url') },
-  { ability: 'files', lack: 'takes no files', by: request => holds(request, 'file') },
+  { ability: 'images', lack: 'takes no images', param: 'messages', by: request => holds(request, 'image_url') },
+  { ability: 'files', lack: 'takes no files', param: 'messages', by: request => holds(request, 'file') },
   {
     ability: 'audio',
     lack: 'knows no audio',
+    param: 'messages',
     by: request => isGiven(request['audio']) || holds(request, 'input_audio')
   },
   {
     ability: 'jsonSchema',
     lack: 'answers by no JSON schema',
+    param: 'response_format',
     by: ({ response_format: format }) => typeOf(format) === 'json_schema'
   },
-  { ability: 'choices', lack: 'gives one choice only (n)', by: ({ n }) => typeof n === 'number' && n > 1 }
+  { ability: 'choices', lack: 'gives one choice only (n)', param: 'n', by: ({ n }) => typeof n === 'number' && n > 1 }
 ]
 /** What an answer can do without: others are preferred, and where nobody has it the provider warns that it was left out. */
 const wish: Demand = {
   ability: 'logprobs',
   lack: 'gives no logprobs',
+  param: 'logprobs',
   by: request => request['logprobs'] === true
 }
 
@@ -47,9 +53,8 @@ export function isLimited(abilities: Abilities): boolean {
 }
 
 /** A candidate that cannot do what is asked: the end of the sentence "It …". */
-export interface Unable {
+export interface Unable extends Pick<Demand, 'lack' | 'param'> {
   readonly candidate: Candidate
-  readonly lack: string
 }
 
 /** Those of a step that can do what is asked; the others are added to `unable`. */
@@ -57,13 +62,13 @@ export function able({ candidates, limited }: Step, inference: Inference, unable
   if (!limited) return candidates
   const fit = candidates.filter(candidate => {
     const lack = candidate.limited ? lackOf(candidate.abilities, inference) : null
-    if (lack !== null) unable.push({ candidate, lack })
+    if (lack !== null) unable.push({ candidate, ...lack })
     return lack === null
   })
   if (!wish.by(inference.request)) return fit
   const best = fit.filter(({ abilities }) => abilities[wish.ability] !== false)
   if (best.length === 0) return fit
-  for (const candidate of fit) if (!best.includes(candidate)) unable.push({ candidate, lack: wish.lack })
+  for (const candidate of fit) if (!best.includes(candidate)) unable.push({ candidate, ...wish })
   return best
 }
 
@@ -73,12 +78,12 @@ export function inWords({ candidate, lack }: Unable): string {
 }
 
 /** Null: nothing is known against it. */
-function lackOf(abilities: Abilities, inference: Inference): string | null {
+function lackOf(abilities: Abilities, inference: Inference): Pick<Demand, 'lack' | 'param'> | null {
   const { request, size } = inference
-  for (const { ability, lack, by } of demands) if (abilities[ability] === false && by(request)) return lack
+  for (const demand of demands) if (abilities[demand.ability] === false && demand.by(request)) return demand
   const room = abilities.contextLength
   // The estimate, not the bound: whoever may fit is asked, and says so if not.
-  if (room !== undefined && size.estimate > room) return `has room for ${room} tokens only`
+  if (room !== undefined && size.estimate > room) return { lack: `has room for ${room} tokens only`, param: 'messages' }
   return null
 }
 

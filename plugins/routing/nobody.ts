@@ -14,7 +14,8 @@ import type { Rest } from './target-state.ts'
 export function nobody({ targets, alias }: Plan, unable: readonly Unable[], now: number): GatewayError {
   if (unable.length === targets.length) {
     const lacks = unable.map(inWords).join('; ')
-    return new InvalidRequest(`No target of the model '${alias}' can answer this request: ${lacks}.`)
+    const words = `No target of the model '${alias}' can answer this request: ${lacks}.`
+    return detail(new InvalidRequest(words), { param: unable[0]?.param ?? null })
   }
   const able = targets.filter(target => !unable.some(({ candidate }) => candidate === target))
   const rests = able.flatMap(({ state }) => state.rest(now) ?? [])
