@@ -1,6 +1,7 @@
 import { createServer, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import t, { type Test } from 'tap'
+import type { ModelGatewayOptions } from '../app.ts'
 import { UpstreamError } from '../schemas/errors.ts'
 import type { Provider } from '../schemas/provider.ts'
 import { build, hello } from './helper.ts'
@@ -57,11 +58,13 @@ async function start(t: Test, probes: Probes, type: 'custom' | 'openai-compatibl
       return { ok }
     }
   }
-  const app = await build(t, {
+  const clock = { now: 0 }
+  const options: ModelGatewayOptions = {
     providers: { mine: type === 'custom' ? { type } : { type, baseUrl: url } },
     models: { test: { retries: 0, targets: [{ provider: 'mine', model: 'm' }] } },
     routing: { breaker: { failures: 2, openFor: '1m' }, probes }
-  })
+  }
+  const app = await build(t, options, { now: () => clock.now })
   if (type === 'custom') app.gateway.providers.register(mine)
   await app.ready()
   const call = async () =>
@@ -72,6 +75,8 @@ async function start(t: Test, probes: Probes, type: 'custom' | 'openai-compatibl
   }
   const breaking = async () => {
     upstream.state = 'broken'
+    // A breaker opens only where nobody has succeeded for a second.
+    clock.now += 1_000
     t.strictSame([await call(), await call()], [502, 502])
     t.match(await targets(), { ok: true, up: [], down: ['mine/m'] })
   }
