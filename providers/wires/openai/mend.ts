@@ -58,6 +58,24 @@ function search(key: string, value: string): (text: string) => boolean {
   }
 }
 
+/**
+ * The same for the last reason that is more than null. Of one choice there is one, and it stands at the end: a search from
+ * the front would look at the nulls of all chunks before it.
+ */
+function hasOddLastEnd(text: string): boolean {
+  const key = '"finish_reason"'
+  for (let at = text.lastIndexOf(key); at !== -1; at = at === 0 ? -1 : text.lastIndexOf(key, at - 1)) {
+    aText.lastIndex = at + key.length
+    if (!aText.test(text)) continue
+    anOddText.lastIndex = at + key.length
+    return anOddText.test(text)
+  }
+  return false
+}
+
+const aText = /\s*:\s*"/y
+const anOddText = new RegExp(`\\s*:\\s*"(?!${ours}?")`, 'y')
+
 /** @param request what the answer is to: without tools nobody looks for calls */
 export function createMender(request: ChatRequest): Mender {
   const hasTools = Boolean(request.tools?.length)
@@ -101,7 +119,7 @@ export function createMender(request: ChatRequest): Mender {
       former = last
       last = read
     }
-    const isOdd = ends && (read.has(hasOddEnd) || (called && isOnly && read.has(hasStopped)))
+    const isOdd = ends && (read.has(isOnly ? hasOddLastEnd : hasOddEnd) || (called && isOnly && read.has(hasStopped)))
     return isOdd || (loose && hasCalls) ? remade(read) : { frames: read, fault: null }
   }
 
