@@ -14,8 +14,8 @@ export function traceIdOf(traceparent: string | undefined): string | null {
 }
 
 const digits = 32
-const pool = Buffer.allocUnsafe(4_096)
-/** Random digits, enough for many ids: drawing and writing them one by one costs more than all else about an id. */
+const pool = Buffer.allocUnsafe(256)
+/** Random digits for the next ids, which share their memory: few enough that an id that is kept does not keep much. */
 let drawn = ''
 let next = 0
 
