@@ -45,10 +45,9 @@ export function logDestination(options: LogDestinationOptions): LogDestination {
   function flush(): void {
     if (timer !== null) clearTimeout(timer)
     timer = null
-    const before = blocked
     blocked = !drained()
     if (blocked) timer = setTimeout(flush, retryEvery).unref()
-    else if (before && dropped > told) {
+    else if (dropped > told) {
       const lost = dropped - told
       told = dropped
       recovered?.(lost)
