@@ -50,7 +50,7 @@ export const PluginOptions = closed({
   proxy: toggle(Nothing, true),
   /** GET /v1/models, /v1/models/:id and /models. */
   models: toggle(Nothing, true),
-  /** GET /health and /ready. */
+  /** GET /health, /ready and /api/health. */
   health: toggle(Nothing, true),
   /** By address, before authentication. */
   rateLimit: toggle(closed({ max: preset(Count, 600), timeWindow: preset(Timeout, '60s') }), true),
