@@ -1,6 +1,6 @@
 import Fastify, { type FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
-import type { ModelGatewayOptions } from '../../app.ts'
+import modelGateway, { type ModelGatewayOptions } from '../../app.ts'
 import gateway from '../../plugins/gateway/index.ts'
 import http from '../../plugins/http/index.ts'
 import routing from '../../plugins/routing/index.ts'
@@ -240,4 +240,18 @@ t.test("it is the administrator's alone, and does not exist where it is off or n
   t.equal((await off.ask('GET /api/traces')).statusCode, 404)
   const open = await started(t, { plugins: { auth: false } })
   t.equal((await open.ask('GET /api/traces')).statusCode, 404)
+})
+
+t.test('two gateways in one host each have their own, below their prefix', async t => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  for (const name of ['one', 'two']) {
+    await app.register(modelGateway, { prefix: `/${name}`, name, store: false, plugins: { auth: { adminToken } } })
+  }
+  await app.ready()
+  const ask = asker(app, adminToken)
+  t.equal((await ask('POST /one/v1/chat/completions', { body: { model: 'echo/echo', messages } })).statusCode, 200)
+  t.match((await ask('GET /one/api/traces')).json().data, [{ model: 'echo/echo', provider: 'echo' }])
+  t.strictSame((await ask('GET /two/api/traces')).json().data, [])
+  t.equal((await ask('GET /api/traces')).statusCode, 404)
 })
