@@ -16,11 +16,14 @@ import models from './plugins/models.ts'
 import pricing from './plugins/pricing/index.ts'
 import proxy from './plugins/proxy.ts'
 import rateLimit from './plugins/rate-limit.ts'
+import requestLog from './plugins/request-log/index.ts'
 import routing from './plugins/routing/index.ts'
 import sensible from './plugins/sensible.ts'
 import shared from './plugins/shared/index.ts'
+import stats from './plugins/stats.ts'
 import store from './plugins/store/index.ts'
 import tenantsPlugin from './plugins/tenants/index.ts'
+import traces from './plugins/traces.ts'
 import anthropic from './providers/anthropic.ts'
 import azureOpenAI from './providers/azure-openai.ts'
 import echo from './providers/echo.ts'
@@ -101,6 +104,11 @@ async function gatewayApp(
   if (plugins.pricing) await app.register(pricing, plugins.pricing)
   if (plugins.budgets && plugins.pricing) await app.register(budgets, { ...plugins.budgets, gateway: settings.budget })
   if (plugins.ledger && storeUrl) await app.register(ledger, { ...plugins.ledger, ...journalOf(settings) })
+
+  // what happens, for those who watch
+  if (plugins.requestLog) await app.register(requestLog)
+  if (plugins.traces) await app.register(traces)
+  if (plugins.stats) await app.register(stats)
 
   // transports, each in its own scope
   if (plugins.chatCompletions) await app.register(chatCompletions, { ...server, direct: standalone !== undefined })
@@ -184,6 +192,8 @@ export type { ChatCompletionsOptions } from './plugins/chat-completions/index.ts
 export type { GatewayOptions } from './plugins/gateway/index.ts'
 export type { Http } from './plugins/http/index.ts'
 export { serverOptions } from './plugins/http/server.ts'
+export { logDestination } from './plugins/request-log/destination.ts'
+export { callLine, callSummary } from './plugins/request-log/line.ts'
 export type { Providers, RoutingOptions } from './plugins/routing/index.ts'
 export { ConfigError } from './schemas/faults.ts'
 export type { Caller, Completed, Gateway, Inference, Layer } from './schemas/gateway.ts'

@@ -50,7 +50,7 @@ export const PluginOptions = closed({
   proxy: toggle(Nothing, true),
   /** GET /v1/models, /v1/models/:id and /models. */
   models: toggle(Nothing, true),
-  /** GET /health and /ready. */
+  /** GET /health, /ready and /api/health. */
   health: toggle(Nothing, true),
   /** By address, before authentication. */
   rateLimit: toggle(closed({ max: preset(Count, 600), timeWindow: preset(Timeout, '60s') }), true),
@@ -86,7 +86,13 @@ export const PluginOptions = closed({
   pricing: toggle(closed({ table: preset(Flag, true), extras: preset(oneOf('deny', 'allow'), 'deny') }), true),
   /** `Idempotency-Key`: how long an answer is kept, and how large it may be. */
   idempotency: toggle(closed({ ttl: preset(Timeout, '24h'), maxAnswer: preset(Size, '4mb') }), true),
-  /** /api/tenants, /api/stats, /budget and what else is the administrator's. */
+  /** One line of the log for each call. */
+  requestLog: toggle(Nothing, true),
+  /** GET /api/traces: the last 200 calls. */
+  traces: toggle(Nothing, true),
+  /** GET /api/stats: counters. */
+  stats: toggle(Nothing, true),
+  /** /api/tenants, /budget and what else is the administrator's. */
   admin: toggle(Nothing, true),
   /** `unpriced`: what happens to a model without a known price. */
   budgets: toggle(closed({ unpriced: preset(oneOf('deny', 'allow'), 'deny') }), true),

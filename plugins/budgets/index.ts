@@ -1,6 +1,7 @@
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import type { BudgetState } from '../../schemas/budgets.ts'
+import { namesOf } from '../../schemas/call-record.ts'
 import {
   InvalidRequest,
   isGatewayError,
@@ -185,7 +186,7 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
     hold.end(cost)
     if (cost > hold.amount) {
       counters.overrun++
-      log.warn({ id: inference.id, cost, held: hold.amount }, 'a call cost more than could be foreseen')
+      log.warn({ ...namesOf(inference), cost, held: hold.amount }, 'a call cost more than could be foreseen')
     }
   }
 

@@ -35,7 +35,7 @@ export interface Host {
   /** The call has settled and nothing of it is left. */
   ended(call: Call): void
   /** A listener failed; the call goes on. */
-  failed(error: unknown): void
+  failed(error: unknown, call: Pick<Inference, 'id' | 'facts'>): void
 }
 
 /**
@@ -184,7 +184,7 @@ export class Call implements Inference, Linked<Call> {
         listener(frames)
       } catch (error) {
         this.frameListeners = this.frameListeners?.filter(other => other !== listener) ?? null
-        this.#host.failed(error)
+        this.#host.failed(error, this)
       }
     }
   }
@@ -332,7 +332,7 @@ export class Call implements Inference, Linked<Call> {
     try {
       entry.interrupt(error)
     } catch (fault) {
-      this.#host.failed(fault)
+      this.#host.failed(fault, this)
       const { meter } = entry
       entry.meter = null
       entry.interrupt(error)
@@ -346,7 +346,7 @@ export class Call implements Inference, Linked<Call> {
         const told = listeners[index]!(outcome, this)
         if (isThenable(told)) return this.#goOn(told, listeners, outcome, index + 1)
       } catch (error) {
-        this.#host.failed(error)
+        this.#host.failed(error, this)
       }
     }
     return undefined
@@ -356,7 +356,7 @@ export class Call implements Inference, Linked<Call> {
     try {
       await told
     } catch (error) {
-      this.#host.failed(error)
+      this.#host.failed(error, this)
     }
     await this.#notify(listeners, outcome, next)
   }

@@ -16,6 +16,7 @@ import {
   InvalidApiKey,
   MissingScope,
   ResourceNotFound,
+  TenantDisabled,
   withoutKeys
 } from '../../schemas/errors.ts'
 import type { Caller, Principal, TraceParent } from '../../schemas/gateway.ts'
@@ -23,6 +24,7 @@ import type { Scope } from '../../schemas/tenants.ts'
 import { newTraceId, traceIdOf } from '../../schemas/trace.ts'
 import { toGatewayError } from './errors.ts'
 import { cutKey, cutting, mending } from './long.ts'
+import { validatorCompiler } from './validate.ts'
 
 const principalKey = Symbol('gateway.principal')
 const idKey = Symbol('gateway.id')
@@ -54,6 +56,12 @@ export interface Http {
    */
   prepare(scope: FastifyInstance, options: Prepare): void
   /**
+   * The administrator's routes of a plugin, in a scope of their own: a credential with the scope `admin`, of a tenant that
+   * is switched on; bodies and queries checked as schemas/admin.ts says, unknown fields refused; answers that nobody keeps.
+   * Without authentication there are none: there is no telling who the administrator is.
+   */
+  admin(app: FastifyInstance, routes: (scope: FastifyInstance) => void): void
+  /**
    * Runs a hook before authentication, on every route of ours that is not `open`; and one for each fault that such a route
    * throws. While plugins load, before the transports.
    */
@@ -74,7 +82,7 @@ export interface Http {
   /** The caller behind a request. `tenant` is what the body names; the signal is the transport's. */
   caller(request: FastifyRequest, signal: AbortSignal, tenant?: string | null): Caller & { readonly traceId: string }
   /** Logs a fault at the level that it deserves. */
-  report(error: unknown, fault: GatewayError, id: string): void
+  report(error: unknown, fault: GatewayError, asker: Pick<Required<Caller>, 'id' | 'traceId'>): void
   /** The id that the answer carries as `x-request-id`. */
   id(request: FastifyRequest): string
   /** The trace that it belongs to; the answer carries it as `x-trace-id`. */
@@ -119,6 +127,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     traceId,
     report,
     prepare,
+    admin,
     notFound,
     catchAll(scope) {
       scope.setReplySerializer(serialize)
@@ -172,8 +181,9 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   }
 
   /** What callers do wrong is theirs to see; what fails here or upstream is the operator's, except that we are closing. */
-  function report(error: unknown, fault: GatewayError, id: string): void {
-    const details = { requestId: id, code: fault.code, ...(fault.target && { target: withoutKeys(fault.target) }) }
+  function report(error: unknown, fault: GatewayError, asker: Parameters<Http['report']>[2]): void {
+    const target = fault.target && { target: withoutKeys(fault.target) }
+    const details = { requestId: asker.id, traceId: asker.traceId, code: fault.code, ...target }
     const message = withoutKeys(fault.message)
     if (fault.wire === 'shutting_down') gateway.log.info(details, message)
     else if (fault.statusCode >= 500) {
@@ -184,7 +194,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   function fail(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
     const fault = toGatewayError(error, bodyLimit)
     const id = idOf(request)
-    report(error, fault, id)
+    report(error, fault, { id, traceId: traceId(request) })
     if (fault.wire === 'request_too_large') linger(request.raw.socket)
     return reply
       .code(fault.statusCode)
@@ -194,6 +204,24 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       .header('x-trace-id', traceId(request))
       .header('content-type', 'application/json; charset=utf-8')
       .send(errorBody(fault))
+  }
+
+  function admin(app: FastifyInstance, routes: (scope: FastifyInstance) => void): void {
+    if (gateway.optional('authenticate', 'the routes of the administrator') === undefined) return
+    app.register(async scope => {
+      // Before authentication, so that refusals carry it too.
+      scope.addHook('onRequest', (_request, reply, done) => {
+        reply.header('cache-control', 'no-store')
+        done()
+      })
+      prepare(scope, { open: false, scope: 'admin' })
+      scope.addHook('onRequest', async request => {
+        const { kind, tenant } = principalOf(request)
+        if (kind === 'key' && (await gateway.tenants?.find(tenant))?.active === false) throw new TenantDisabled(tenant)
+      })
+      scope.setValidatorCompiler(validatorCompiler())
+      routes(scope)
+    })
   }
 
   function prepare(scope: FastifyInstance, options: Prepare): void {
