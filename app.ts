@@ -12,6 +12,7 @@ import http from './plugins/http/index.ts'
 import idempotency from './plugins/idempotency/index.ts'
 import ledger from './plugins/ledger/index.ts'
 import limits from './plugins/limits/index.ts'
+import metrics from './plugins/metrics/index.ts'
 import models from './plugins/models.ts'
 import pricing from './plugins/pricing/index.ts'
 import proxy from './plugins/proxy.ts'
@@ -101,6 +102,9 @@ async function gatewayApp(
   if (plugins.pricing) await app.register(pricing, plugins.pricing)
   if (plugins.budgets && plugins.pricing) await app.register(budgets, { ...plugins.budgets, gateway: settings.budget })
   if (plugins.ledger && storeUrl) await app.register(ledger, { ...plugins.ledger, ...journalOf(settings) })
+
+  // what is seen of it
+  if (plugins.metrics) await app.register(metrics, plugins.metrics)
 
   // transports, each in its own scope
   if (plugins.chatCompletions) await app.register(chatCompletions, { ...server, direct: standalone !== undefined })

@@ -52,7 +52,8 @@ const table: Readonly<Record<string, Row>> = {
   'GET /api/stats': { who: 'admin', status: 200 },
   'GET /api/audit': { who: 'admin', status: 200 },
   'GET /api/targets': { who: 'admin', status: 200 },
-  'POST /api/routing/reload': { who: 'admin', status: 200 }
+  'POST /api/routing/reload': { who: 'admin', status: 200 },
+  'GET /metrics': { who: 'admin', status: 200 }
 }
 
 async function freshTenant(app: FastifyInstance, number: number): Promise<string> {
