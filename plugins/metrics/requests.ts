@@ -50,7 +50,7 @@ export function createRequests(families: Families): (request: FastifyRequest, re
   }
 
   function ended({ method, route, answers }: Route, raw: ServerResponse, started: number): void {
-    const status = raw.writableFinished ? raw.statusCode : left
+    const status = arrived(raw) ? raw.statusCode : left
     let answer = answers.get(status)
     if (answer === undefined) {
       const labels = { method, route, status: String(status) }
@@ -66,4 +66,9 @@ export function createRequests(families: Families): (request: FastifyRequest, re
     const route = routeOf(request)
     raw.on('close', () => ended(route, raw, started))
   }
+}
+
+/** An injected request has a socket that takes nothing, and is never destroyed. */
+function arrived({ writableEnded, writableFinished, socket }: ServerResponse): boolean {
+  return writableEnded && (writableFinished || socket?.destroyed !== true)
 }
