@@ -148,7 +148,8 @@ export function read(text: string): Scrape {
       })
       return found.length === 0 ? undefined : found.reduce((sum, { value }) => sum + value, 0)
     },
-    labels: (name, label) => [...new Set(all.filter(one => one.name === name).map(one => one.labels[label] ?? ''))].sort()
+    labels: (name, label) =>
+      [...new Set(all.filter(one => one.name === name).map(one => one.labels[label] ?? ''))].sort()
   }
 }
 
