@@ -1,13 +1,14 @@
-import { constants, monitorEventLoopDelay, PerformanceObserver, performance } from 'node:perf_hooks'
+import { constants, PerformanceObserver, performance } from 'node:perf_hooks'
 import type { Distribution, Families, Labels } from './families.ts'
 
 // The process that the gateway runs in. Not prom-client's collectDefaultMetrics: nobody can end what that begins, its event
-// loop lag is never less than the interval of its own measurement, and its handles are listed anew for each scrape.
+// loop lag is never less than the interval of its own measurement and begins anew with every scrape, whoever makes it, and
+// all open handles and files are listed for each.
 
 const none: Labels = {}
-/** Milliseconds between looks at the clock of the event loop. */
-const resolution = 20
-const quantiles = [0.5, 0.99, 1]
+/** Milliseconds between looks at how late the event loop is. */
+const interval = 20
+const delays = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5]
 const pauses = [0.001, 0.01, 0.1, 1]
 const kinds: Readonly<Record<number, string>> = {
   [constants.NODE_PERFORMANCE_GC_MAJOR]: 'major',
@@ -18,15 +19,13 @@ const kinds: Readonly<Record<number, string>> = {
 
 /** Begins to measure. @returns what ends it */
 export function measureProcess({ read, histogram }: Families): () => void {
-  const delay = monitorEventLoopDelay({ resolution })
-  read('gauge', 'gateway_event_loop_delay_seconds', 'Of the event loop, since the last scrape.', ['quantile'], () => {
-    const found = quantiles.map(quantile => [quantile, delay.percentile(quantile * 100)] as const)
-    const measured = delay.count > 0
-    delay.reset()
-    // Timers that come when they should are no delay.
-    const seconds = (nanoseconds: number) => Math.max(0, nanoseconds / 1e9 - resolution / 1e3)
-    return measured ? found.map(([quantile, late]) => [{ quantile: String(quantile) }, seconds(late)]) : []
-  })
+  const delay = histogram('gateway_event_loop_delay_seconds', 'By which timers are late.', delays, [])(none)
+  let due = performance.now() + interval
+  const timer = setInterval(() => {
+    const now = performance.now()
+    delay.observe(Math.max(0, now - due) / 1_000)
+    due = now + interval
+  }, interval).unref()
 
   const collections = histogram('nodejs_gc_duration_seconds', 'Of garbage collections.', pauses, ['kind'])
   const series = new Map<string | undefined, Distribution>(
@@ -63,10 +62,9 @@ export function measureProcess({ read, histogram }: Families): () => void {
   ])
   read('gauge', 'nodejs_version_info', 'The version of Node.', ['version'], () => [[{ version: process.version }, 1]])
 
-  delay.enable()
   observer.observe({ entryTypes: ['gc'] })
   return () => {
-    delay.disable()
+    clearInterval(timer)
     observer.disconnect()
   }
 }
