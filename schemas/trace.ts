@@ -13,20 +13,22 @@ export function traceIdOf(traceparent: string | undefined): string | null {
   return found[1] ?? null
 }
 
-const bytes = 16
-const pool = Buffer.allocUnsafe(256 * bytes)
-let next = pool.length
+const digits = 32
+const pool = Buffer.allocUnsafe(256)
+/** Random digits for the next ids, which share their memory: few enough that an id that is kept does not keep much. */
+let drawn = ''
+let next = 0
 
-/** A new trace id: 32 hex digits. Random bytes are drawn for many at a time. */
+/** A new trace id: 32 hex digits. */
 export function newTraceId(): string {
-  if (next === pool.length) {
-    randomFillSync(pool)
+  if (next === drawn.length) {
+    drawn = randomFillSync(pool).toString('hex')
     next = 0
   }
-  const id = pool.toString('hex', next, next + bytes)
-  next += bytes
+  const id = drawn.slice(next, next + digits)
+  next += digits
   // All zeros stand for none.
-  return id === '0'.repeat(32) ? newTraceId() : id
+  return id === '00000000000000000000000000000000' ? newTraceId() : id
 }
 
 /** What the plugin otel knows of the moment. */
