@@ -12,7 +12,7 @@ const breakerStates = { closed: 0, 'half-open': 1, open: 2 }
  * is there is shown. Once everything is loaded.
  */
 export function readStanding(gateway: Gateway, { gauge, counter }: Readers, calls: Calls): void {
-  const { targets, rateLimit, budgets, store, shared, ledger } = gateway
+  const { targets, rateLimit, budgets, store, shared, ledger, tracing, eventStream } = gateway
 
   gauge('gateway_in_flight', 'Calls in progress.', [], () => [[none, gateway.running]])
 
@@ -82,6 +82,20 @@ export function readStanding(gateway: Gateway, { gauge, counter }: Readers, call
     gauge('gateway_processes', 'Processes that share a Redis with this one, itself included.', [], () => [
       [none, shared.processes]
     ])
+  }
+
+  if (tracing !== undefined) {
+    counter('gateway_spans_dropped_total', 'Spans that never reached the collector.', ['reason'], () => [
+      [{ reason: 'queue' }, tracing.dropped],
+      [{ reason: 'collector' }, tracing.failed]
+    ])
+  }
+  if (eventStream !== undefined) {
+    counter('gateway_events_dropped_total', 'Events that Redis has not got.', [], () => [[none, eventStream.dropped]])
+    counter('gateway_event_subscribers_dropped_total', 'Subscribers let go because they did not read.', [], () => [
+      [none, eventStream.slow]
+    ])
+    gauge('gateway_event_subscribers', 'Of GET /events.', [], () => [[none, eventStream.subscribers]])
   }
 }
 

@@ -11,8 +11,9 @@ import { build, hello, stack } from '../helper.ts'
 import { mixed } from '../long/money.ts'
 import { chunks, completion, flood, gate, json, type Script, silence, sse, turn } from '../upstream.ts'
 import { ask, askStream, fails, host, rejection, type Scripted, says, scripted, textOf, tokens } from './kernel.ts'
-import { parse, read, type Scrape, scrape } from './metrics/exposition.ts'
+import { parse, type Scrape, scrape } from './metrics/exposition.ts'
 import { equalsLedger } from './metrics/ledger.ts'
+import { fetched, observed } from './metrics/live.ts'
 
 const adminToken = 'the-token-of-the-operator'
 const asAdmin = { authorization: `Bearer ${adminToken}` }
@@ -30,13 +31,6 @@ async function alone(t: Test, options: MetricsOptions & { providers?: Scripted[]
 
 async function complete(app: FastifyInstance, request: object = {}, tenant = 'public'): Promise<string> {
   return textOf(await app.gateway.complete({ ...ask, ...request }, app.gateway.caller({ tenant })))
-}
-
-/** GET /metrics, read strictly. */
-async function fetched(app: FastifyInstance, url = '/metrics', headers = {}): Promise<Scrape> {
-  const response = await app.inject({ url, headers })
-  if (response.statusCode !== 200) throw new Error(`${url}: ${response.statusCode} ${response.body}`)
-  return read(response.body)
 }
 
 /** Waits until a series has come to a value: the end of an answer is counted when its socket says so. */
@@ -616,6 +610,25 @@ t.test('Redis that is not there is seen, and does not hold a scrape up', async t
   t.ok(performance.now() - started < 1_000)
   t.equal(value('gateway_redis_up'), 0)
   t.equal(value('gateway_processes'), 1)
+})
+
+t.test('what tracing and the stream of events have lost', async t => {
+  const { value } = await scrape(await observed(t))
+  t.equal(value('gateway_spans_dropped_total', { reason: 'queue' }), 3)
+  t.equal(value('gateway_spans_dropped_total', { reason: 'collector' }), 4)
+  t.equal(value('gateway_events_dropped_total'), 7)
+  t.equal(value('gateway_event_subscribers_dropped_total'), 6)
+  t.equal(value('gateway_event_subscribers'), 5)
+})
+
+t.test('what is not used has no metric', async t => {
+  const { families } = await scrape(await alone(t))
+  for (const part of ['budget_limit', 'store', 'redis', 'spans', 'events_dropped', 'ledger']) {
+    t.notOk(
+      [...families.keys()].some(name => name.startsWith(`gateway_${part}`)),
+      part
+    )
+  }
 })
 
 t.test('the ledger and its database', async t => {
