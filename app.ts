@@ -12,6 +12,7 @@ import http from './plugins/http/index.ts'
 import idempotency from './plugins/idempotency/index.ts'
 import ledger from './plugins/ledger/index.ts'
 import limits from './plugins/limits/index.ts'
+import metrics from './plugins/metrics/index.ts'
 import models from './plugins/models.ts'
 import pricing from './plugins/pricing/index.ts'
 import proxy from './plugins/proxy.ts'
@@ -109,6 +110,7 @@ async function gatewayApp(
   if (plugins.requestLog) await app.register(requestLog)
   if (plugins.traces) await app.register(traces)
   if (plugins.stats) await app.register(stats)
+  if (plugins.metrics) await app.register(metrics, plugins.metrics)
 
   // transports, each in its own scope
   if (plugins.chatCompletions) await app.register(chatCompletions, { ...server, direct: standalone !== undefined })

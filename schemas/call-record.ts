@@ -52,7 +52,8 @@ export interface CallRecord {
 export function recordOf(inference: Inference, outcome: Omit<Outcome, 'record'>): CallRecord {
   const { principal, facts, expenses } = inference
   const { status, httpStatus, error } = endingOf(outcome, facts.firstToken)
-  const { usage } = sumOf(expenses)
+  // Without books nobody counts what a provider call has used: then what was reported is all that is known.
+  const { usage } = expenses.at(-1)?.metered === false ? inference : sumOf(expenses)
   const { retries, fallbacks } = movesOf(expenses)
   const target = facts.target ?? expenses.at(-1)?.target ?? null
   return {

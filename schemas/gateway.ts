@@ -302,6 +302,11 @@ export interface Kernel {
    * @throws a GatewayError of schemas/errors.ts, or what a layer threw
    */
   complete(request: ChatRequest, caller: Caller): Promise<Completed>
+  /**
+   * Told of each call that is refused before its first stage: an unknown model, a gateway that closes. Such a call has no
+   * Outcome. While plugins load.
+   */
+  onRefused(listener: (error: unknown) => void): void
   /** A caller in this process: no network, the same limits and budgets. */
   caller(options?: CallerOptions): Caller
   /** Says who a caller is; the plugin auth gives it, without it everybody is `public`. @throws InvalidApiKey */

@@ -125,8 +125,19 @@ export const PluginOptions = closed({
     }),
     false
   ),
-  /** `public`: GET /metrics needs no admin token. */
-  metrics: toggle(closed({ public: preset(Flag, false) }), true),
+  /**
+   * `public`: GET /metrics needs no admin token. `legacyNames`: names of predecessors as well. `maxModels`, `maxTenants`: how
+   * many become labels; the rest is `other`.
+   */
+  metrics: toggle(
+    closed({
+      public: preset(Flag, false),
+      legacyNames: preset(Type.Array(oneOf('titan')), []),
+      maxModels: preset(Count, 100),
+      maxTenants: preset(Count, 100)
+    }),
+    true
+  ),
   events: toggle(Nothing, true),
   signing: toggle(closed({ secret: Secret }), false),
   insights: toggle(Nothing, false),

@@ -35,6 +35,9 @@ export function newTraceId(): string {
 export interface Tracing {
   /** The trace of the span that is active, if there is one. */
   traceId(): string | undefined
+  /** Spans that the queue before the collector had no room for, and those that the collector did not take. */
+  readonly dropped: number
+  readonly failed: number
 }
 
 declare module './gateway.ts' {

@@ -10,7 +10,6 @@ export const unbuilt: readonly string[] = [
   'plugins.structuredOutput',
   'plugins.opa',
   'plugins.otel',
-  'plugins.metrics',
   'plugins.events',
   'plugins.signing',
   'plugins.insights',

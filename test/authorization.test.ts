@@ -54,7 +54,8 @@ const table: Readonly<Record<string, Row>> = {
   'GET /api/health': { who: 'admin', status: 200 },
   'GET /api/audit': { who: 'admin', status: 200 },
   'GET /api/targets': { who: 'admin', status: 200 },
-  'POST /api/routing/reload': { who: 'admin', status: 200 }
+  'POST /api/routing/reload': { who: 'admin', status: 200 },
+  'GET /metrics': { who: 'admin', status: 200 }
 }
 
 async function freshTenant(app: FastifyInstance, number: number): Promise<string> {

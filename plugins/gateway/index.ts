@@ -73,6 +73,7 @@ function createKernel(log: Log) {
   const dependencies = createDependencies(log)
   /** Names that a plugin has looked for in vain, and which plugin. */
   const missed = new Map<keyof Gateway, string>()
+  const refusalListeners: Array<(error: unknown) => void> = []
   const running = createRunning<Call>()
   const newId = idGenerator()
   let router: Router | null = null
@@ -100,6 +101,10 @@ function createKernel(log: Log) {
     interceptAttempt(layer) {
       beforeReady('gateway.interceptAttempt')
       attemptLayers.push(layer)
+    },
+    onRefused(listener) {
+      beforeReady('gateway.onRefused')
+      refusalListeners.push(listener)
     },
     complete,
     caller: options => processCaller(newId(), options ?? {}),
@@ -150,13 +155,13 @@ function createKernel(log: Log) {
 
   function complete(request: ChatRequest, caller: Caller): Promise<Completed> {
     if (run === null || host === null) return Promise.reject(new Error('The gateway is not ready: await app.ready().'))
-    if (closing) return Promise.reject(new ShuttingDown())
-    if (caller.signal.aborted) return Promise.reject(new Cancelled())
+    if (closing) return turnAway(new ShuttingDown())
+    if (caller.signal.aborted) return turnAway(new Cancelled())
     let call: Call
     try {
       call = new Call(host, request, caller)
     } catch (error) {
-      return Promise.reject(error)
+      return turnAway(error)
     }
     running.add(call)
     const started = run
@@ -169,6 +174,17 @@ function createKernel(log: Log) {
         refused(error)
       }
     })
+  }
+
+  function turnAway(error: unknown): Promise<never> {
+    for (const listener of refusalListeners) {
+      try {
+        listener(error)
+      } catch (fault) {
+        failed(fault)
+      }
+    }
+    return Promise.reject(error)
   }
 
   /** Composes the onion. From here on a layer that nobody registered costs nothing. */

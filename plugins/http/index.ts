@@ -66,6 +66,11 @@ export interface Http {
    * throws. While plugins load, before the transports.
    */
   before(hook: onRequestHookHandler, failed?: onErrorHookHandler): void
+  /**
+   * Shows every request to a route of ours before anything else is done with it, and to an unknown path that is ours. While plugins load, before the
+   * transports.
+   */
+  watch(watcher: (request: FastifyRequest, reply: FastifyReply) => void): void
   /** Adds headers that every answer of ours carries. While plugins load. */
   fix(headers: Readonly<Record<string, string>>): void
   /** Those headers as name, value, name, value: for a transport that writes its answers itself. */
@@ -111,6 +116,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   const bodyLimit = options.bodyLimit ?? 10 * 1024 * 1024
   const fixed: Record<string, string> = {}
   const fixedList: string[] = []
+  const watchers: Array<(request: FastifyRequest, reply: FastifyReply) => void> = []
   const befores: Array<{ hook: onRequestHookHandler; failed: onErrorHookHandler | undefined }> = []
   // Nothing is coerced, filled in or removed: what passes is what was sent.
   const ajv = new Ajv({ coerceTypes: false, useDefaults: false, removeAdditional: false, strict: false })
@@ -118,6 +124,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   gateway.decorate('http', {
     bodyLimit,
     fixed: fixedList,
+    watch: watcher => void watchers.push(watcher),
     before: (hook, failed) => void befores.push({ hook, failed }),
     fix(headers) {
       Object.assign(fixed, headers)
@@ -168,6 +175,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   }
 
   function notFound(request: FastifyRequest, reply: FastifyReply): FastifyReply {
+    for (const watch of watchers) watch(request, reply)
     const error = new ResourceNotFound(request.method, request.url.split('?', 1)[0]!)
     return reply
       .code(404)
@@ -229,6 +237,12 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     scope.decorateRequest(idKey, null)
     scope.decorateRequest(traceKey, null)
     scope.decorateRequest(cutKey, null)
+    for (const watch of watchers) {
+      scope.addHook('onRequest', (request, reply, done) => {
+        watch(request, reply)
+        done()
+      })
+    }
     scope.setValidatorCompiler(({ schema }) => ajv.compile(schema))
     scope.setErrorHandler(fail)
     // A host's own serializer would wrap our answers.

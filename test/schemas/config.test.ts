@@ -78,7 +78,7 @@ t.test('an empty configuration has every default', async t => {
       structuredOutput: {},
       opa: false,
       otel: false,
-      metrics: { public: false },
+      metrics: { public: false, legacyNames: [], maxModels: 100, maxTenants: 100 },
       events: {},
       signing: false,
       insights: false,

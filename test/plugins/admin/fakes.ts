@@ -296,6 +296,7 @@ function budgetsOf(books: Books): Budgets {
       const held = books.held.get(scope) ?? 0
       return { scope, period, periodKey: 'total', limit, spent: 0, held, resetsAt: null }
     },
+    known: () => null,
     gateway: async () => books.gatewayBudget,
     async reset(actor) {
       if (books.gatewayBudget === null) throw new Error('There is nothing to reset.')
