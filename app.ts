@@ -19,6 +19,7 @@ import rateLimit from './plugins/rate-limit.ts'
 import routing from './plugins/routing/index.ts'
 import sensible from './plugins/sensible.ts'
 import shared from './plugins/shared/index.ts'
+import signing from './plugins/signing/index.ts'
 import store from './plugins/store/index.ts'
 import tenantsPlugin from './plugins/tenants/index.ts'
 import anthropic from './providers/anthropic.ts'
@@ -92,6 +93,9 @@ async function gatewayApp(
   if (plugins.helmet) await app.register(helmet, plugins.helmet)
   if (server.cors) await app.register(cors, server.cors)
   if (plugins.rateLimit) await app.register(rateLimit, plugins.rateLimit)
+
+  // what leaves
+  if (plugins.signing) await app.register(signing, plugins.signing)
 
   // who may call, and for how much
   if (plugins.auth) await app.register(auth, { ...standalone, ...plugins.auth, tenants, origins })

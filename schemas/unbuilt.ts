@@ -12,7 +12,6 @@ export const unbuilt: readonly string[] = [
   'plugins.otel',
   'plugins.metrics',
   'plugins.events',
-  'plugins.signing',
   'plugins.insights',
   'plugins.realtime'
 ]
