@@ -1,9 +1,10 @@
 // JSON in the one form of RFC 8785, so that whoever has the same data has the same bytes to hash or to sign.
 
-/** What JSON writes as it is. Halves of surrogate pairs, escapes and what needs them are left to JSON.stringify. */
+/** What JSON does not write as it is, and halves of surrogate pairs: left to JSON.stringify. */
 const special = /[^ !#-[\]-\ud7ff\ue000-\uffff]/
-/** Names of fields with their quotes and colon: there are few, and they come back with every chunk. */
-const names = new Map<string, string>()
+/** Names of fields as they are written, first and after another one: there are few, and each chunk has the same. */
+const firstNames = new Map<string, string>()
+const nextNames = new Map<string, string>()
 const mostNames = 1_000
 const longestName = 64
 /** So many fields are sorted faster by hand. */
@@ -20,9 +21,13 @@ export function canonical(value: unknown): string {
   if (typeof value === 'number') return numberOf(value)
   if (typeof value !== 'object' || value === null) return JSON.stringify(value) ?? 'null'
   if (Array.isArray(value)) return listOf(value)
-  return 'toJSON' in value && typeof value.toJSON === 'function'
-    ? canonical(JSON.parse(JSON.stringify(value) ?? 'null'))
-    : objectOf(value)
+  if (!hasFields(value)) return canonical(JSON.parse(JSON.stringify(value) ?? 'null'))
+  return objectOf(value)
+}
+
+/** Plain data: not a Date, nor what else says itself how it is written. */
+function hasFields(value: object): value is Readonly<Record<string, unknown>> {
+  return !('toJSON' in value && typeof value.toJSON === 'function')
 }
 
 function textOf(text: string): string {
@@ -41,15 +46,16 @@ function listOf(list: readonly unknown[]): string {
   return `${text}]`
 }
 
-function objectOf(value: object): string {
-  const keys = sorted(Object.keys(value))
+function objectOf(fields: Readonly<Record<string, unknown>>): string {
+  const keys = sorted(Object.keys(fields))
   let text = '{'
+  let isFirst = true
   for (let index = 0; index < keys.length; index++) {
     const key = keys[index]!
-    const part: unknown = Reflect.get(value, key)
-    if (part === undefined || typeof part === 'function' || typeof part === 'symbol') continue
-    if (text !== '{') text += ','
-    text += nameOf(key) + canonical(part)
+    const value = fields[key]
+    if (value === undefined || typeof value === 'function' || typeof value === 'symbol') continue
+    text += (isFirst ? nameOf(firstNames, key, '') : nameOf(nextNames, key, ',')) + canonical(value)
+    isFirst = false
   }
   return `${text}}`
 }
@@ -65,10 +71,10 @@ function sorted(keys: string[]): string[] {
   return keys
 }
 
-function nameOf(key: string): string {
+function nameOf(names: Map<string, string>, key: string, before: string): string {
   const known = names.get(key)
   if (known !== undefined) return known
-  const name = `${textOf(key)}:`
+  const name = `${before}${textOf(key)}:`
   if (names.size < mostNames && key.length <= longestName) names.set(key, name)
   return name
 }
