@@ -15,7 +15,7 @@ def canonical(value):
 
 def fits(secret, given, text):
     expected = hmac.new(secret.encode(), text.encode(), "sha256").hexdigest()
-    return re.fullmatch("[0-9a-f]{64}", str(given)) is not None and hmac.compare_digest(expected, given)
+    return isinstance(given, str) and given.isascii() and hmac.compare_digest(expected, given)
 
 
 # A whole answer, the text of its body. Raises ValueError for what is no JSON.

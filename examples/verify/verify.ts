@@ -11,7 +11,8 @@ function canonical(value: unknown): string {
 
 function fits(secret: string, given: unknown, text: string): boolean {
   const expected = createHmac('sha256', secret).update(text).digest('hex')
-  return /^[0-9a-f]{64}$/.test(`${given}`) && timingSafeEqual(Buffer.from(`${given}`), Buffer.from(expected))
+  if (typeof given !== 'string' || !/^[0-9a-f]{64}$/.test(given)) return false
+  return timingSafeEqual(Buffer.from(given), Buffer.from(expected))
 }
 
 /** A whole answer, the text of its body. @throws SyntaxError for what is no JSON */
@@ -30,8 +31,7 @@ export function verifyStream(body: string, secret: string): 'valid' | 'forged' |
     const { x_signature, x_signature_final, ...chunk } = JSON.parse(event.slice(6))
     if (x_signature === undefined && chunk.error) return 'truncated'
     if (!fits(secret, x_signature, `${++count}\n${previous}\n${canonical(chunk)}`)) return 'forged'
-    previous = x_signature
-    final = x_signature_final
+    ;[previous, final] = [x_signature, x_signature_final]
   }
   return final === undefined ? 'truncated' : fits(secret, final, `final\n${count}\n${previous}`) ? 'valid' : 'forged'
 }
