@@ -1,17 +1,24 @@
 import type { ChatCompletionChunk } from '../../schemas/chat.ts'
 import type { Frames } from '../../schemas/frames.ts'
 
-/** A chunk and the JSON that it came as; null where it has none, or is written in a way of its own. */
+/** A chunk on its way out. */
 export interface Event {
-  readonly chunk: ChatCompletionChunk
+  chunk: ChatCompletionChunk
+  /** The JSON that it came as; null where it has none, or is written in a way of its own. */
   readonly text: string | null
+  /** Empty until it is signed. */
+  signature: string
 }
 
 const prefix = 'data: '
 
+export function eventOf(chunk: ChatCompletionChunk, text: string | null): Event {
+  return { chunk, text, signature: '' }
+}
+
 /** What these frames say. Comments and events that are no chunks cannot be signed, and are left out. */
 export function eventsOf(frames: Frames): Event[] {
-  return (frames.raw === null ? null : plainEvents(frames.raw)) ?? Array.from(frames, chunk => ({ chunk, text: null }))
+  return (frames.raw === null ? null : plainEvents(frames.raw)) ?? Array.from(frames, chunk => eventOf(chunk, null))
 }
 
 /** Events as nearly everybody writes them, one line of data each, and comments; null: read them by the book. */
@@ -19,15 +26,14 @@ function plainEvents(raw: Uint8Array): Event[] | null {
   const text = lined(Buffer.from(raw.buffer, raw.byteOffset, raw.byteLength).toString())
   const events: Event[] = []
   for (let start = 0; start < text.length; ) {
-    const blank = text.indexOf('\n\n', start)
-    const end = blank === -1 ? text.length : blank
-    const isComment = text[start] === ':'
-    const data = text.slice(isComment ? start : start + prefix.length, end)
-    if (data.includes('\n')) return null
-    if (!isComment) {
-      const chunk = text.startsWith(prefix, start) && data.endsWith('}') ? chunkOf(data) : null
+    const end = text.indexOf('\n', start)
+    if (end === -1 || text[end + 1] !== '\n') return null
+    if (text[start] !== ':') {
+      if (!text.startsWith(prefix, start) || text[end - 1] !== '}') return null
+      const data = text.slice(start + prefix.length, end)
+      const chunk = chunkOf(data)
       if (chunk === null) return null
-      events.push({ chunk, text: data })
+      events.push(eventOf(chunk, data))
     }
     start = end + 2
   }

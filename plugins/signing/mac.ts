@@ -1,3 +1,4 @@
+import { isAscii } from 'node:buffer'
 import { createHmac, createSecretKey, hash } from 'node:crypto'
 
 /** HMAC-SHA256 of a text in UTF-8 under one secret, in lower-case hex. */
@@ -6,28 +7,27 @@ export type Mac = (text: string) => string
 /** Bytes of a block of SHA-256, and of what it comes to. */
 const block = 64
 const length = 32
-/** Characters of a text that is hashed in place: chunks and most answers. */
-const short = 2_048
 
 /**
- * RFC 2104 with both pads made once. Node's own createHmac makes an object and a key schedule for every text, which costs
- * more than hashing a chunk does; above `short` that no longer counts.
+ * RFC 2104 with both pads made once: Node's own createHmac makes an object and a key schedule for every text, which takes
+ * longer than hashing a chunk does. A pad is put before a text as text, so it has to be ASCII, as nearly every secret is.
  */
 export function macOf(secret: string): Mac {
-  const given = Buffer.from(secret)
-  const key = Buffer.alloc(block)
-  key.set(given.length > block ? hash('sha256', given, 'buffer') : given)
-  const handle = createSecretKey(given)
-  const inner = Buffer.alloc(block + 3 * short)
-  const outer = Buffer.alloc(block + length)
-  for (const [index, byte] of key.entries()) {
-    inner[index] = byte ^ 0x36
-    outer[index] = byte ^ 0x5c
+  const key = Buffer.from(secret)
+  if (key.length > block || !isAscii(key)) {
+    const handle = createSecretKey(key)
+    return text => createHmac('sha256', handle).update(text).digest('hex')
   }
+  const inner = padOf(key, 0x36, block).toString('latin1')
+  const outer = padOf(key, 0x5c, block + length)
   return text => {
-    if (text.length > short) return createHmac('sha256', handle).update(text).digest('hex')
-    const size = block + inner.write(text, block)
-    outer.write(hash('sha256', inner.subarray(0, size), 'latin1'), block, 'latin1')
+    outer.write(hash('sha256', inner + text, 'latin1'), block, 'latin1')
     return hash('sha256', outer, 'hex')
   }
+}
+
+function padOf(key: Buffer, pad: number, size: number): Buffer {
+  const bytes = Buffer.alloc(size)
+  for (let index = 0; index < block; index++) bytes[index] = (key[index] ?? 0) ^ pad
+  return bytes
 }

@@ -1,8 +1,9 @@
 import { createHash, type Hash } from 'node:crypto'
+import { canonical } from '../../schemas/canonical.ts'
 import type { ChatCompletionChunk, CompletionUsage } from '../../schemas/chat.ts'
 import { chunkFrames, type Frames } from '../../schemas/frames.ts'
 import type { Inference } from '../../schemas/gateway.ts'
-import { eventsOf } from './events.ts'
+import { type Event, eventOf, eventsOf } from './events.ts'
 import type { Mac } from './mac.ts'
 import { plainOf } from './plain.ts'
 import type { Receipt } from './receipt.ts'
@@ -10,7 +11,6 @@ import type { Receipt } from './receipt.ts'
 type Read = IteratorResult<Frames, undefined>
 
 const end: Read = { done: true, value: undefined }
-const noBytes = Buffer.alloc(0)
 const own = ['x_signature', 'x_signature_final', 'x_receipt']
 
 /**
@@ -49,11 +49,13 @@ export class SignedStream implements AsyncIterableIterator<Frames, undefined> {
       const reading = this.#ahead ?? this.#source.next()
       this.#ahead = null
       const read = await reading
-      if (read.done) return this.#finish(new SignedFrames(null))
-      const signed = this.#sign(read.value)
+      if (read.done) return this.#finish(null, [], '')
+      const frames = read.value
+      const events = eventsOf(frames)
+      const text = this.#sign(events)
       // Nothing follows: the end goes out with it.
-      if (read.value.last && (await this.#endsNow())) return this.#finish(signed)
-      if (!signed.isEmpty) return { done: false, value: signed.close(false) }
+      if (frames.last && (await this.#endsNow())) return this.#finish(frames, events, text)
+      if (events.length > 0) return { done: false, value: new SignedFrames(frames, events, text, null) }
     }
     return end
   }
@@ -73,29 +75,36 @@ export class SignedStream implements AsyncIterableIterator<Frames, undefined> {
     )
   }
 
-  #sign(frames: Frames): SignedFrames {
-    const signed = new SignedFrames(frames)
-    for (const { chunk, text } of eventsOf(frames)) {
-      const plain = plainOf(chunk, own)
-      if (chunk.id) this.#sample = chunk
-      this.#hash?.update(`${plain.text}\n`)
-      this.#add(signed, plain.value, plain.text, plain.untouched ? text : null)
+  /** Signs each, and writes them. */
+  #sign(events: readonly Event[]): string {
+    let written = ''
+    for (const event of events) {
+      const { value, text, untouched } = plainOf(event.chunk, own)
+      event.chunk = value
+      event.signature = this.#next(text)
+      if (value.id) this.#sample = value
+      this.#hash?.update(`${text}\n`)
+      written += `data: ${open((untouched ? event.text : null) ?? text)},"x_signature":"${event.signature}"}\n\n`
     }
-    return signed
+    return written
   }
 
-  #add(signed: SignedFrames, chunk: ChatCompletionChunk, canonical: string, text: string | null): void {
+  #next(text: string): string {
     this.#count++
-    this.#signature = this.#mac(`${this.#count}\n${this.#signature}\n${canonical}`)
-    signed.add(chunk, text ?? canonical, this.#signature)
+    this.#signature = this.#mac(`${this.#count}\n${this.#signature}\n${text}`)
+    return this.#signature
   }
 
-  #finish(signed: SignedFrames): Read {
+  #finish(frames: Frames | null, events: Event[], before: string): Read {
     this.#over = true
-    const last = this.#lastChunk()
-    this.#add(signed, last, plainOf(last, []).text, null)
-    signed.final = this.#mac(`final\n${this.#count}\n${this.#signature}`)
-    return { done: false, value: signed.close(true) }
+    const last = eventOf(this.#lastChunk(), null)
+    events.push(last)
+    const text = canonical(last.chunk)
+    last.signature = this.#next(text)
+    const final = this.#mac(`final\n${this.#count}\n${this.#signature}`)
+    const signatures = `"x_signature":"${last.signature}","x_signature_final":"${final}"`
+    const written = `${before}data: ${open(text)},${signatures}}\n\n`
+    return { done: false, value: new SignedFrames(frames, events, written, final) }
   }
 
   #lastChunk(): ChatCompletionChunk {
@@ -114,38 +123,31 @@ export class SignedStream implements AsyncIterableIterator<Frames, undefined> {
   }
 }
 
+/** An object of JSON, to which more can be added. */
+function open(text: string): string {
+  return text.slice(0, -1)
+}
+
 /** Signed chunks as bytes, and as objects for those who look. */
 class SignedFrames implements Frames {
   readonly dialect = 'openai'
-  last = false
-  raw = noBytes
-  /** The signature of the whole stream, in its last chunk. */
-  final: string | null = null
+  readonly raw: Buffer
+  readonly last: boolean
   #of: Frames | null
-  #text = ''
-  #chunks: ChatCompletionChunk[] = []
-  #signatures: string[] = []
+  #events: readonly Event[]
+  #final: string | null
 
-  constructor(of: Frames | null) {
+  /**
+   * @param of what was signed
+   * @param text how it is written
+   * @param final the signature of the whole stream, for the last of the events; null: more follows
+   */
+  constructor(of: Frames | null, events: readonly Event[], text: string, final: string | null) {
+    this.raw = Buffer.from(text)
+    this.last = final !== null
     this.#of = of
-  }
-
-  /** @param text JSON that says what the chunk says */
-  add(chunk: ChatCompletionChunk, text: string, signature: string): void {
-    this.#chunks.push(chunk)
-    this.#signatures.push(signature)
-    this.#text += `data: ${text.slice(0, -1)},"x_signature":"${signature}"}\n\n`
-  }
-
-  close(last: boolean): this {
-    if (this.final !== null) this.#text = `${this.#text.slice(0, -3)},"x_signature_final":"${this.final}"}\n\n`
-    this.raw = Buffer.from(this.#text)
-    this.last = last
-    return this
-  }
-
-  get isEmpty(): boolean {
-    return this.#chunks.length === 0
+    this.#events = events
+    this.#final = final
   }
 
   get finished(): boolean {
@@ -182,10 +184,9 @@ class SignedFrames implements Frames {
   }
 
   *[Symbol.iterator](): Generator<ChatCompletionChunk> {
-    const count = this.#chunks.length
-    for (let index = 0; index < count; index++) {
-      const chunk: ChatCompletionChunk = { ...this.#chunks[index]!, x_signature: this.#signatures[index]! }
-      if (this.final !== null && index === count - 1) chunk['x_signature_final'] = this.final
+    for (const event of this.#events) {
+      const chunk: ChatCompletionChunk = { ...event.chunk, x_signature: event.signature }
+      if (this.#final !== null && event === this.#events.at(-1)) chunk['x_signature_final'] = this.#final
       yield chunk
     }
   }
