@@ -21,6 +21,7 @@ import requestLog from './plugins/request-log/index.ts'
 import routing from './plugins/routing/index.ts'
 import sensible from './plugins/sensible.ts'
 import shared from './plugins/shared/index.ts'
+import signing from './plugins/signing/index.ts'
 import stats from './plugins/stats.ts'
 import store from './plugins/store/index.ts'
 import tenantsPlugin from './plugins/tenants/index.ts'
@@ -96,6 +97,9 @@ async function gatewayApp(
   if (plugins.helmet) await app.register(helmet, plugins.helmet)
   if (server.cors) await app.register(cors, server.cors)
   if (plugins.rateLimit) await app.register(rateLimit, plugins.rateLimit)
+
+  // what leaves
+  if (plugins.signing) await app.register(signing, plugins.signing)
 
   // who may call, and for how much
   if (plugins.auth) await app.register(auth, { ...standalone, ...plugins.auth, tenants, origins })
@@ -197,6 +201,7 @@ export { serverOptions } from './plugins/http/server.ts'
 export { logDestination } from './plugins/request-log/destination.ts'
 export { callLine, callSummary } from './plugins/request-log/line.ts'
 export type { Providers, RoutingOptions } from './plugins/routing/index.ts'
+export type { Signing } from './plugins/signing/index.ts'
 export { ConfigError } from './schemas/faults.ts'
 export type { Caller, Completed, Gateway, Inference, Layer } from './schemas/gateway.ts'
 export type { Provider } from './schemas/provider.ts'

@@ -199,7 +199,7 @@ export interface Inference extends Caller {
   readonly expenses: readonly Expense[]
   /** The call goes on after its caller has left, to its end and its true usage. */
   outlive(): void
-  /** The provider's frames, synchronously, before the client gets them. No listener, no cost. */
+  /** The provider's frames, synchronously, before they are sealed and the client gets them. No listener, no cost. */
   onFrames(listener: (frames: Frames) => void): void
   /**
    * Exactly once, however the call ends, in the order of the stages; a promise is awaited before the last byte leaves.

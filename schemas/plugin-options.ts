@@ -2,6 +2,7 @@ import { type Static, Type } from '@sinclair/typebox'
 import { BaseUrl, Count, Credential, Flag, Secret, Url, Words } from './atoms.ts'
 import { Duration, Size, Timeout } from './duration.ts'
 import { closed, type Filled, named, oneOf, preset, text, toggle } from './shape.ts'
+import { privateKeyOf, publicKeyOf } from './signing-keys.ts'
 
 // `plugins` of the configuration. Each is false, true or an object; in the settings false or an object with every default.
 
@@ -38,6 +39,12 @@ const IceServer = closed(
   },
   { hidden: true }
 )
+
+/** Of receipts: the key that signs them, and those that did before, whose public halves are still published. */
+const Receipts = closed({
+  privateKey: signingKey('an Ed25519 private key, as PEM or as a JWK', privateKeyOf),
+  previousKeys: preset(Type.Array(signingKey('an Ed25519 public key, as PEM or as a JWK', publicKeyOf)), [])
+})
 
 export const PluginOptions = closed({
   /** An object holds options of @fastify/helmet. */
@@ -139,7 +146,17 @@ export const PluginOptions = closed({
     true
   ),
   events: toggle(Nothing, true),
-  signing: toggle(closed({ secret: Secret }), false),
+  signing: toggle(
+    closed({
+      secret: Secret,
+      /** What the header `x-gateway-key-id` says; absent: derived from the secret. */
+      keyId: Type.Optional(text('^[\\x21-\\x7e]{1,64}$', '1 to 64 visible ASCII characters')),
+      /** Secrets that signed before: `gateway.signing.verify` still takes their signatures. */
+      previous: preset(Type.Array(Secret), []),
+      receipts: preset(Type.Union([Type.Literal(false), Receipts], { allowed: 'false or an object' }), false)
+    }),
+    false
+  ),
   insights: toggle(Nothing, false),
   realtime: toggle(closed({ iceServers: preset(Type.Array(IceServer, { hidden: true }), []) }), false)
 })
@@ -147,3 +164,13 @@ export const PluginOptions = closed({
 /** `plugins` as it is written, and with its defaults. */
 export type PluginOptions = Static<typeof PluginOptions>
 export type PluginSettings = Filled<typeof PluginOptions>
+
+/** Stays the text that it is, once it has been tried. */
+function signingKey(allowed: string, read: (text: string) => unknown) {
+  return Type.Transform(Type.String({ minLength: 1, hidden: true, allowed }))
+    .Decode(written => {
+      read(written)
+      return written
+    })
+    .Encode(written => written)
+}

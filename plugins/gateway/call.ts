@@ -64,6 +64,8 @@ export class Call implements Inference, Linked<Call> {
   interrupt: ((reason: Error) => void) | null = null
   /** Set once a stream is handed out. */
   relay: { stop(reason: Error): void; drain(): void } | null = null
+  /** Its frames have been inspected before they were sealed. */
+  tapped = false
   /** The caller has left. */
   departed = false
   frameListeners: Array<(frames: Frames) => void> | null = null
@@ -202,9 +204,12 @@ export class Call implements Inference, Linked<Call> {
     return setTimeout(expire, Math.max(0, total - passed), this, total)
   }
 
-  /** Notes the frames in which a stream spoke of its usage, to be read if anybody asks; the last word counts. */
-  report(frames: Frames): void {
+  /** Shows frames to listeners and notes the usage that they report, the last word counts; null: nobody asked for the rest. */
+  inspect(frames: Frames): Frames | null {
+    if (this.frameListeners !== null) this.show(frames)
+    if (!frames.hasUsage) return frames
     this.#reported = frames
+    return this.wantsUsage ? frames : frames.withoutUsage()
   }
 
   /** Notes the whole answer, so that its usage can be read if anybody asks. */

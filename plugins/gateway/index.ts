@@ -27,6 +27,7 @@ import { createDependencies } from './dependencies.ts'
 import type { Books } from './expense.ts'
 import { Relay } from './relay.ts'
 import { createRunning } from './running.ts'
+import { tap } from './tap.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -191,6 +192,8 @@ function createKernel(log: Log) {
   function seal(): void {
     if (router === null) throw new Error('The gateway cannot route: register the plugin routing after gateway.')
     host = { router, books, ended, failed }
+    const seals = layers.get('seal') ?? []
+    if (seals.length > 0) seals.push(tap)
     const onion = stages.flatMap(stage => layers.get(stage) ?? [])
     run = onion.reduceRight<Dispatch>((next, layer) => inference => layer(inference, next), router.dispatch)
     send = attemptLayers.reduceRight<Send>((next, layer) => attempt => layer(attempt, next), send)

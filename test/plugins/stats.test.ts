@@ -37,6 +37,7 @@ async function alone(t: Test, sums: Ledger['sums'], patience?: number) {
     state: () => Promise.reject(new Error('not asked')),
     gateway: async () => null,
     reset: () => Promise.reject(new Error('not asked')),
+    known: () => null,
     counters: { overrun: 1, unpriced: 2, refused: 3 }
   })
   await app.register(stats, { patience })
