@@ -1,4 +1,6 @@
+import type { CallRecord } from './call-record.ts'
 import type { ChatCompletion, ChatCompletionChunk, ChatRequest, CompletionUsage } from './chat.ts'
+import type { EventBus } from './events.ts'
 import type { Frames } from './frames.ts'
 import type { Price } from './model-options.ts'
 import type { Attempt, AttemptLayer, Provider } from './provider.ts'
@@ -41,6 +43,8 @@ export interface Caller {
   /** Always ours; the client's own id is only recorded. */
   readonly id: string
   readonly trace?: TraceParent
+  /** The trace that it belongs to, 32 hex digits. Absent: that of `trace`, else a new one. */
+  readonly traceId?: string
   /** When the client gives up, in milliseconds from the start of the call: from `x-stainless-timeout`. */
   readonly deadline?: number
   readonly idempotencyKey?: string
@@ -96,6 +100,8 @@ export interface Facts {
   readonly headers: string[]
   /** Milliseconds from the start to the first token, null before it and for whole answers. */
   firstToken: number | null
+  /** 32 hex digits; by it the call is found again in traces, logs and records. */
+  traceId: string
 }
 
 /** How a call ended. */
@@ -106,6 +112,8 @@ export interface Outcome {
   readonly duration: number
   /** The caller was gone before the end; the call may have been completed all the same, see `outlive`. */
   readonly departed: boolean
+  /** The call as those show it who tell what happened. Read on first touch, from the end of the call on. */
+  readonly record: CallRecord
 }
 
 /** Money held for a call. It ends with the call: the plugin that took it listens to the end. */
@@ -160,6 +168,8 @@ export interface Expense {
   settle(): void
   /** It failed or was given up. */
   fail(error: unknown): void
+  /** Told once, when it has ended: a stream when the stream has. */
+  onEnded(listener: (expense: Expense) => void): void
 }
 
 /** A call in progress. */
@@ -307,6 +317,8 @@ export interface Kernel {
   dependency(name: string, check: () => Readiness | Promise<Readiness>): void
   /** Asks every dependency. */
   readiness(): Promise<{ ok: boolean; checks: Record<string, Readiness> }>
+  /** What happens, as it happens. */
+  readonly events: EventBus
   /** Where this gateway logs. Lines name a request by its id; nothing secret is ever given to it. */
   readonly log: Log
   /** A new id for a call. */

@@ -17,6 +17,9 @@ export interface AttemptOptions {
 
 const patient: Timeouts = { connect: 5_000, headers: 5_000, firstToken: 5_000, idle: 5_000, total: 60_000 }
 
+/** The example of the W3C. */
+const traceId = '0af7651916cd43dd8448eb211c80319c'
+
 /** An attempt as dispatch would make it, for calling a provider without a gateway. */
 export function attemptOf(provider: Provider, options: AttemptOptions = {}): Attempt {
   const request: ChatRequest = { model: 'm', messages: [{ role: 'user', content: 'Say hello.' }], ...options.request }
@@ -31,7 +34,7 @@ export function attemptOf(provider: Provider, options: AttemptOptions = {}): Att
     signal,
     request,
     route: { alias: 'm', targets: [target], timeouts, maxOutputTokens: null, inputTokensPerImage: 1600 },
-    facts: { target, attempts: 1, cache: 'off', warnings: [], cost: null, headers: [], firstToken: null },
+    facts: { target, attempts: 1, cache: 'off', warnings: [], cost: null, headers: [], firstToken: null, traceId },
     started: performance.now(),
     usage: noUsage,
     size: { bound: 0, estimate: 0 },
@@ -57,7 +60,8 @@ export function attemptOf(provider: Provider, options: AttemptOptions = {}): Att
     meter: null,
     metered: false,
     settle() {},
-    fail() {}
+    fail() {},
+    onEnded() {}
   }
   const { key = 0, headers = {} } = options
   return { inference, target, number: 1, key, request, headers, caller: inference, signal, timeouts, entry }

@@ -3,7 +3,7 @@ import fp from 'fastify-plugin'
 import { ChatRequest } from '../../schemas/chat.ts'
 import { detail, InvalidRequest } from '../../schemas/errors.ts'
 import type { Completed } from '../../schemas/gateway.ts'
-import { headOf, pairs, writeHead } from './head.ts'
+import { type Asker, headOf, pairs, writeHead } from './head.ts'
 import { type SseOptions, sendStream } from './stream.ts'
 
 declare module '../../schemas/gateway.ts' {
@@ -44,9 +44,9 @@ async function chatCompletions(app: FastifyInstance, options: ChatCompletionsOpt
     const caller = gateway.http.caller(request, departure.signal, asked.tenant)
     const answering = gateway.complete(asked, caller)
     if (asked.stream === true && sse !== false) {
-      return sendStream(reply, answering, caller.id, gateway, sse)
+      return sendStream(reply, answering, caller, gateway, sse)
     }
-    return sendWhole(reply, await answering, caller.id, gateway.http.fixed, direct)
+    return sendWhole(reply, await answering, caller, gateway.http.fixed, direct)
   })
 
   app.register(async scope => {
@@ -62,7 +62,7 @@ async function chatCompletions(app: FastifyInstance, options: ChatCompletionsOpt
 function sendWhole(
   reply: FastifyReply,
   answer: Completed,
-  id: string,
+  caller: Asker,
   fixed: readonly string[],
   direct: boolean
 ): FastifyReply {
@@ -71,7 +71,7 @@ function sendWhole(
     throw new Error('A layer answered a whole request with a stream.')
   }
   const body = bytesOf(answer.raw) ?? Buffer.from(JSON.stringify(answer.body))
-  const head = headOf(answer.facts, id, 'application/json; charset=utf-8')
+  const head = headOf(answer.facts, caller, 'application/json; charset=utf-8')
   if (!direct) return reply.headers(pairs(fixed)).headers(pairs(head)).send(body)
   head.push('content-length', String(body.length))
   writeHead(reply, fixed, head)

@@ -3,7 +3,7 @@ import type { FastifyReply } from 'fastify'
 import { errorBody, InternalError, isGatewayError } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
 import type { Completed, Facts, Gateway } from '../../schemas/gateway.ts'
-import { headOf, writeHead } from './head.ts'
+import { type Asker, headOf, writeHead } from './head.ts'
 
 export interface SseOptions {
   /** Milliseconds of silence between heartbeats. */
@@ -23,7 +23,7 @@ const terminator = 'data: [DONE]\n\n'
 export async function sendStream(
   reply: FastifyReply,
   answering: Promise<Completed>,
-  id: string,
+  caller: Asker,
   { http }: Gateway,
   options: SseOptions
 ): Promise<FastifyReply> {
@@ -34,7 +34,7 @@ export async function sendStream(
 
   /** `length` is known when everything there is to say is said at once. */
   function start(facts: Facts | null, length?: number): void {
-    const head = headOf(facts, id, 'text/event-stream; charset=utf-8').concat(unbuffered)
+    const head = headOf(facts, caller, 'text/event-stream; charset=utf-8').concat(unbuffered)
     if (length !== undefined) head.push('content-length', String(length))
     writeHead(reply, http.fixed, head)
     open = true
@@ -77,7 +77,7 @@ export async function sendStream(
     void source?.return()
     if (!open) throw error
     const fault = isGatewayError(error) ? error : new InternalError({ cause: error })
-    http.report(error, fault, id)
+    http.report(error, fault, caller.id)
     if (!response.destroyed) response.end(`data: ${JSON.stringify(errorBody(fault))}\n\n`)
   } finally {
     clearInterval(heartbeat)

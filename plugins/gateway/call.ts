@@ -1,3 +1,4 @@
+import { type CallRecord, recordOf } from '../../schemas/call-record.ts'
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { Cancelled, type GatewayError, InternalError, UpstreamTimeout } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
@@ -14,6 +15,7 @@ import type {
   Target
 } from '../../schemas/gateway.ts'
 import { type RequestSize, sizeOf } from '../../schemas/tokens.ts'
+import { newTraceId, traceIdOf } from '../../schemas/trace.ts'
 import { type Usage, usageOf } from '../../schemas/usage.ts'
 import { type Books, Entry } from './expense.ts'
 import type { Linked } from './running.ts'
@@ -50,15 +52,7 @@ export class Call implements Inference, Linked<Call> {
   readonly deadline
   readonly idempotencyKey
   readonly origin
-  readonly facts: Facts = {
-    target: null,
-    attempts: 0,
-    cache: 'off',
-    warnings: [],
-    cost: null,
-    headers: [],
-    firstToken: null
-  }
+  readonly facts: Facts
   readonly expenses: Entry[] = []
   hold: Hold | null = null
   admission: Admission | null = null
@@ -99,6 +93,16 @@ export class Call implements Inference, Linked<Call> {
     this.#route = host.router.resolve(request)
     this.principal = caller.principal
     this.id = caller.id
+    this.facts = {
+      target: null,
+      attempts: 0,
+      cache: 'off',
+      warnings: [],
+      cost: null,
+      headers: [],
+      firstToken: null,
+      traceId: caller.traceId ?? traceIdOf(caller.trace?.traceparent) ?? newTraceId()
+    }
     this.trace = caller.trace
     this.deadline = caller.deadline
     this.idempotencyKey = caller.idempotencyKey
@@ -296,7 +300,7 @@ export class Call implements Inference, Linked<Call> {
   /** Ends the call, once: later words are ignored. Undefined when nobody has to be waited for. */
   settle(status: Outcome['status'], error: Error | null): Promise<void> | undefined {
     if (this.#outcome !== null) return this.#settling
-    this.#outcome = { status, error, duration: performance.now() - this.started, departed: this.departed }
+    this.#outcome = new Ending(this, status, error)
     clearTimeout(this.#timer)
     this.#caller.signal.removeEventListener('abort', this.#leave)
     const dropped = this.#closeBooks(error)
@@ -355,6 +359,29 @@ export class Call implements Inference, Linked<Call> {
       this.#host.failed(error)
     }
     await this.#notify(listeners, outcome, next)
+  }
+}
+
+/** How a call ended. A class, so that its record is made only where somebody reads it, and once. */
+class Ending implements Outcome {
+  readonly status: Outcome['status']
+  readonly error: Error | null
+  readonly duration: number
+  readonly departed: boolean
+  #call: Call
+  #record: CallRecord | null = null
+
+  constructor(call: Call, status: Outcome['status'], error: Error | null) {
+    this.#call = call
+    this.status = status
+    this.error = error
+    this.duration = performance.now() - call.started
+    this.departed = call.departed
+  }
+
+  get record(): CallRecord {
+    this.#record ??= recordOf(this.#call, this)
+    return this.#record
   }
 }
 

@@ -6,6 +6,8 @@ import { noUsage, type Usage } from '../../schemas/usage.ts'
 export interface Books {
   cost: NonNullable<Accountant['cost']> | null
   open: NonNullable<Accountant['open']> | null
+  /** Somebody who listened to the end of a provider call failed. */
+  failed(error: unknown): void
 }
 
 /**
@@ -25,6 +27,7 @@ export class Entry implements Expense {
   firstToken: number | null = null
   meter: Meter | null = null
   #books: Books
+  #listeners: Array<(expense: Expense) => void> | null = null
 
   constructor(books: Books, inference: Inference, target: Target, number: number) {
     this.#books = books
@@ -52,6 +55,12 @@ export class Entry implements Expense {
     this.#end('interrupted', error)
   }
 
+  onEnded(listener: (expense: Expense) => void): void {
+    if (this.status !== 'open') this.#tell(listener)
+    else if (this.#listeners === null) this.#listeners = [listener]
+    else this.#listeners.push(listener)
+  }
+
   #end(status: Exclude<Expense['status'], 'open'>, error: unknown): void {
     if (this.status !== 'open') return
     // Reading the usage may find out that an answer is no JSON after all: then this has not ended yet.
@@ -61,7 +70,18 @@ export class Entry implements Expense {
     this.duration = performance.now() - this.started
     this.usage = usage
     if (this.#books.cost !== null) this.cost = usage === noUsage ? 0 : this.#books.cost(this.target, usage)
+    const listeners = this.#listeners
+    this.#listeners = null
+    if (listeners !== null) for (const listener of listeners) this.#tell(listener)
     this.meter?.ended?.(this)
+  }
+
+  #tell(listener: (expense: Expense) => void): void {
+    try {
+      listener(this)
+    } catch (error) {
+      this.#books.failed(error)
+    }
   }
 }
 

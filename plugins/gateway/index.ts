@@ -3,6 +3,7 @@ import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { Cancelled, ShuttingDown } from '../../schemas/errors.ts'
+import { createEventBus } from '../../schemas/events.ts'
 import type { Frames } from '../../schemas/frames.ts'
 import {
   type Answer,
@@ -73,7 +74,8 @@ function createKernel(log: Log) {
   const running = createRunning<Call>()
   const newId = idGenerator()
   let router: Router | null = null
-  const books: Books = { cost: null, open: null }
+  const failed = (error: unknown) => log.error({ err: error }, 'a listener of a call failed')
+  const books: Books = { cost: null, open: null, failed }
   let run: Dispatch | null = null
   let send: Send = attempt => attempt.target.provider.send(attempt)
   let host: Host | null = null
@@ -134,6 +136,7 @@ function createKernel(log: Log) {
       dependencies.set(name, check)
     },
     readiness,
+    events: createEventBus(error => log.error({ err: error }, 'a listener of events failed')),
     log,
     newId,
     get closing() {
@@ -170,7 +173,7 @@ function createKernel(log: Log) {
   /** Composes the onion. From here on a layer that nobody registered costs nothing. */
   function seal(): void {
     if (router === null) throw new Error('The gateway cannot route: register the plugin routing after gateway.')
-    host = { router, books, ended, failed: error => log.error({ err: error }, 'a listener of a call failed') }
+    host = { router, books, ended, failed }
     const onion = stages.flatMap(stage => layers.get(stage) ?? [])
     run = onion.reduceRight<Dispatch>((next, layer) => inference => layer(inference, next), router.dispatch)
     send = attemptLayers.reduceRight<Send>((next, layer) => attempt => layer(attempt, next), send)

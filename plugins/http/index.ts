@@ -20,11 +20,13 @@ import {
 } from '../../schemas/errors.ts'
 import type { Caller, Principal, TraceParent } from '../../schemas/gateway.ts'
 import type { Scope } from '../../schemas/tenants.ts'
+import { newTraceId, traceIdOf } from '../../schemas/trace.ts'
 import { toGatewayError } from './errors.ts'
 import { cutKey, cutting, mending } from './long.ts'
 
 const principalKey = Symbol('gateway.principal')
 const idKey = Symbol('gateway.id')
+const traceKey = Symbol('gateway.trace')
 /** How long a client may go on sending a body that has been refused, in milliseconds. */
 const patience = 1_000
 
@@ -32,6 +34,7 @@ declare module 'fastify' {
   interface FastifyRequest {
     [principalKey]: Principal | null
     [idKey]: string | null
+    [traceKey]: string | null
   }
 }
 
@@ -69,11 +72,13 @@ export interface Http {
   /** Who sent a request, once its scope has let it in. */
   principal(request: FastifyRequest): Principal
   /** The caller behind a request. `tenant` is what the body names; the signal is the transport's. */
-  caller(request: FastifyRequest, signal: AbortSignal, tenant?: string | null): Caller
+  caller(request: FastifyRequest, signal: AbortSignal, tenant?: string | null): Caller & { readonly traceId: string }
   /** Logs a fault at the level that it deserves. */
   report(error: unknown, fault: GatewayError, id: string): void
   /** The id that the answer carries as `x-request-id`. */
   id(request: FastifyRequest): string
+  /** The trace that it belongs to; the answer carries it as `x-trace-id`. */
+  traceId(request: FastifyRequest): string
   /** The most bytes of a body. */
   readonly bodyLimit: number
 }
@@ -111,6 +116,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       fixedList.splice(0, fixedList.length, ...Object.entries(fixed).flat())
     },
     id: idOf,
+    traceId,
     report,
     prepare,
     notFound,
@@ -129,6 +135,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
         principal: tenant === null || tenant === undefined ? principal : actFor(principal, tenant),
         signal,
         trace: traceOf(headers),
+        traceId: traceId(request),
         deadline: deadlineOf(headers['x-stainless-timeout']),
         idempotencyKey: single(headers['idempotency-key']),
         origin: { lane: 'http', address: request.ip, method: request.method, path: request.url, headers }
@@ -139,6 +146,12 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   function idOf(request: FastifyRequest): string {
     request[idKey] ??= gateway.newId()
     return request[idKey]
+  }
+
+  function traceId(request: FastifyRequest): string {
+    request[traceKey] ??=
+      gateway.tracing?.traceId() ?? traceIdOf(single(request.headers['traceparent'])) ?? newTraceId()
+    return request[traceKey]
   }
 
   function actFor(principal: Principal, tenant: string): Principal {
@@ -152,6 +165,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       .headers(fixed)
       .headers(error.headers)
       .header('x-request-id', idOf(request))
+      .header('x-trace-id', traceId(request))
       .header('content-type', 'application/json; charset=utf-8')
       .serializer(serialize)
       .send(errorBody(error))
@@ -177,6 +191,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       .headers(fixed)
       .headers(fault.headers)
       .header('x-request-id', id)
+      .header('x-trace-id', traceId(request))
       .header('content-type', 'application/json; charset=utf-8')
       .send(errorBody(fault))
   }
@@ -184,6 +199,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   function prepare(scope: FastifyInstance, options: Prepare): void {
     scope.decorateRequest(principalKey, null)
     scope.decorateRequest(idKey, null)
+    scope.decorateRequest(traceKey, null)
     scope.decorateRequest(cutKey, null)
     scope.setValidatorCompiler(({ schema }) => ajv.compile(schema))
     scope.setErrorHandler(fail)
@@ -196,8 +212,8 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       scope.addContentTypeParser(type, { parseAs: 'string', bodyLimit }, json)
     }
     if (options.fixed !== false) {
-      scope.addHook('onRequest', (_request, reply, done) => {
-        reply.headers(fixed)
+      scope.addHook('onRequest', (request, reply, done) => {
+        reply.headers(fixed).header('x-request-id', idOf(request)).header('x-trace-id', traceId(request))
         done()
       })
     }

@@ -9,6 +9,7 @@ import {
   LogController
 } from 'fastify'
 import { detail, errorBody, InvalidRequest } from '../../schemas/errors.ts'
+import { newTraceId } from '../../schemas/trace.ts'
 import { toGatewayError } from './errors.ts'
 
 /** A request line above this is what made the headers too large, whatever else they hold. Node allows 16 KiB in all. */
@@ -31,7 +32,7 @@ export function serverOptions(options: {
     clientErrorHandler,
     frameworkErrors(error: FastifyError, _request: FastifyRequest, reply: FastifyReply) {
       const fault = toGatewayError(error, options.bodyLimit)
-      reply.code(fault.statusCode).headers(fault.headers).send(errorBody(fault))
+      reply.code(fault.statusCode).headers(fault.headers).header('x-trace-id', newTraceId()).send(errorBody(fault))
     }
   }
 }
@@ -49,7 +50,7 @@ function clientErrorHandler(error: ConnectionError, socket: Socket): void {
     const body = JSON.stringify(errorBody(detail(new InvalidRequest(message), { statusCode })))
     socket.write(
       `HTTP/1.1 ${statusCode} ${STATUS_CODES[statusCode]}\r\nconnection: close\r\ncontent-type: application/json; charset=utf-8\r\n` +
-        `content-length: ${Buffer.byteLength(body)}\r\n${statusCode === 408 ? '' : 'x-should-retry: false\r\n'}\r\n${body}`
+        `x-trace-id: ${newTraceId()}\r\ncontent-length: ${Buffer.byteLength(body)}\r\n${statusCode === 408 ? '' : 'x-should-retry: false\r\n'}\r\n${body}`
     )
   }
   socket.destroySoon()

@@ -3,10 +3,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
-import { isGatewayError, LedgerUnavailable } from '../../schemas/errors.ts'
+import { codeOf, endingOf } from '../../schemas/call-record.ts'
+import { LedgerUnavailable } from '../../schemas/errors.ts'
 import type { Expense, Inference, Outcome } from '../../schemas/gateway.ts'
 import { type AttemptOpen, encodeAttempt, encodeOpen, encodeSettle } from '../../schemas/journal.ts'
-import type { RecordStatus } from '../../schemas/ledger.ts'
 import type { Store } from '../../schemas/store.ts'
 import { inputOf, noUsage, outputOf } from '../../schemas/usage.ts'
 import { createRecents, Entry, type RecentAttempt } from './recents.ts'
@@ -188,7 +188,7 @@ async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void>
   /** One function for all calls: it is given everything. */
   function settle(outcome: Outcome, inference: Inference): Promise<void> | undefined {
     const { entry, expenses } = inference
-    const { status, httpStatus, errorCode } = endingOf(outcome, inference)
+    const { status, httpStatus, error: errorCode } = endingOf(outcome, inference.facts.firstToken)
     if (expenses.length === 0 || !(entry instanceof Entry)) {
       // An answer that was kept from an earlier call is no refusal.
       if (outcome.status !== 'completed') refuse(errorCode ?? 'none', inference)
@@ -297,14 +297,8 @@ function storeOf(store: Store | undefined): Store {
   return store
 }
 
-function aboutCall({ request, principal, origin, trace }: Inference) {
-  return { request, principal, lane: origin.lane, traceId: traceIdOf(trace?.traceparent) }
-}
-
-/** `00-<trace id>-<span id>-<flags>`. */
-function traceIdOf(traceparent: string | undefined): string | null {
-  if (traceparent === undefined || traceparent.length < 36 || traceparent.length > 256) return null
-  return traceparent.slice(3, 35)
+function aboutCall({ request, principal, origin, facts }: Inference) {
+  return { request, principal, lane: origin.lane, traceId: facts.traceId }
 }
 
 /** As JSON; null for what is too long, or nested too deep to be written. */
@@ -348,23 +342,6 @@ function fill(attempt: RecentAttempt, expense: Expense): void {
   attempt.firstToken = expense.firstToken
   attempt.cost = expense.cost
   attempt.usage = expense.usage
-}
-
-function endingOf(
-  outcome: Outcome,
-  { facts }: Inference
-): { status: RecordStatus; httpStatus: number; errorCode: string | null } {
-  const { status, error, departed } = outcome
-  if (status === 'completed') return { status: 'settled', httpStatus: departed ? 499 : 200, errorCode: null }
-  if (status === 'cancelled') return { status: 'interrupted', httpStatus: 499, errorCode: 'cancelled' }
-  const ownStatus = isGatewayError(error) ? error.statusCode : 500
-  // With the first token of a stream its status leaves; what goes wrong afterwards is an event in it.
-  return { status: 'failed', httpStatus: facts.firstToken === null ? ownStatus : 200, errorCode: codeOf(error) }
-}
-
-function codeOf(error: unknown): string {
-  if (!isGatewayError(error)) return 'internal_error'
-  return error.wire ?? error.code
 }
 
 /** @throws Error when it takes longer */
