@@ -75,9 +75,9 @@ export async function startReceiver(protocol: Protocol, options: ReceiverOptions
     exports.push({ signal, conduct: now, headers, body })
     changed()
     try {
-      const read = contentOf(signal, body, json)
       if (typeof now === 'object') await pause(now.slow, undefined, { ref: false })
       if (now === 'take' || typeof now === 'object') {
+        const read = contentOf(signal, body, json)
         spans.push(...read.spans)
         points.push(...read.points)
       }
