@@ -20,13 +20,14 @@ import {
 } from '../../schemas/errors.ts'
 import type { Caller, Principal, TraceParent } from '../../schemas/gateway.ts'
 import type { Scope } from '../../schemas/tenants.ts'
-import { newTraceId, traceIdOf } from '../../schemas/trace.ts'
+import { newTraceId, type Served, traceIdOf } from '../../schemas/trace.ts'
 import { toGatewayError } from './errors.ts'
 import { cutKey, cutting, mending } from './long.ts'
 
 const principalKey = Symbol('gateway.principal')
 const idKey = Symbol('gateway.id')
 const traceKey = Symbol('gateway.trace')
+const servedKey = Symbol('gateway.served')
 /** How long a client may go on sending a body that has been refused, in milliseconds. */
 const patience = 1_000
 
@@ -35,6 +36,7 @@ declare module 'fastify' {
     [principalKey]: Principal | null
     [idKey]: string | null
     [traceKey]: string | null
+    [servedKey]: Served | null
   }
 }
 
@@ -136,6 +138,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
         signal,
         trace: traceOf(headers),
         traceId: traceId(request),
+        served: request[servedKey] ?? undefined,
         deadline: deadlineOf(headers['x-stainless-timeout']),
         idempotencyKey: single(headers['idempotency-key']),
         origin: { lane: 'http', address: request.ip, method: request.method, path: request.url, headers }
@@ -150,7 +153,10 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
 
   function traceId(request: FastifyRequest): string {
     request[traceKey] ??=
-      gateway.tracing?.traceId() ?? traceIdOf(single(request.headers['traceparent'])) ?? newTraceId()
+      request[servedKey]?.traceId ??
+      gateway.tracing?.traceId() ??
+      traceIdOf(single(request.headers['traceparent'])) ??
+      newTraceId()
     return request[traceKey]
   }
 
@@ -200,6 +206,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     scope.decorateRequest(principalKey, null)
     scope.decorateRequest(idKey, null)
     scope.decorateRequest(traceKey, null)
+    scope.decorateRequest(servedKey, null)
     scope.decorateRequest(cutKey, null)
     scope.setValidatorCompiler(({ schema }) => ajv.compile(schema))
     scope.setErrorHandler(fail)
@@ -210,6 +217,13 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     scope.addHook('preParsing', cutting(bodyLimit))
     for (const type of ['application/json', 'text/plain']) {
       scope.addContentTypeParser(type, { parseAs: 'string', bodyLimit }, json)
+    }
+    const { tracing } = gateway
+    if (tracing) {
+      scope.addHook('onRequest', (request, reply, done) => {
+        request[servedKey] = tracing.serve(request.raw, reply.raw, request.routeOptions.url)
+        done()
+      })
     }
     if (options.fixed !== false) {
       scope.addHook('onRequest', (request, reply, done) => {
