@@ -337,7 +337,11 @@ t.test('spans are judged by the conventions', async t => {
   t.same(judged({ 'gen_ai.provider.name': 'gemini' }), ['gen_ai.provider.name is gemini, a former name'])
   t.match(judged({ 'gen_ai.operation.name': 'talk' }, { name: 'talk m' }), [/which the conventions do not have/])
   t.same(judged({ 'error.type': '503' }), ['status and error.type do not say the same'])
-  t.same(judged({ 'error.type': '503' }, { status: { code: 'error', message: '' } }), [])
+  const failed = { status: { code: 'error' as const, message: '' } }
+  t.same(judged({ 'error.type': '503' }, failed), [])
+  t.same(judged({}, failed), ['status and error.type do not say the same'])
+  t.same(judged({ 'error.type': 'client_cancelled' }), [])
+  t.same(judged({ 'error.type': 'client_cancelled' }, failed), ['a client that leaves is an error'])
   t.same(judged({ 'gen_ai.usage.cache_read.input_tokens': 11 }), ['more input tokens are cached than there are'])
   t.same(judged({}, { name: 'chat' }), ['it is called chat, not chat m'])
   t.same(judged({}, { kind: 'server' }), ['it is of the kind server'])
@@ -346,6 +350,7 @@ t.test('spans are judged by the conventions', async t => {
     'gen_ai.provider.name is missing',
     'server.address stands without server.port'
   ])
+  t.same(faultsOfModelSpan({ ...made, attributes: { ...fewer, 'server.port': 1 }, kind: 'internal' }), [])
   t.same(faultsOfAttributes({ 'gen_ai.usage.prompt_tokens': 5 }, { legacy: true }), [])
   t.same(faultsOfAttributes({ 'server.port': '80', 'http.route': 1 }), ['server.port is no int: "80"'])
   t.ok(Object.keys(spanAttributes).length > 30)

@@ -50,7 +50,8 @@ export function createServe(tracer: Tracer, decided: boolean) {
     const traced = new Traced(above, span, decided)
     if (traced.recording) {
       describe(span, request, method, route)
-      response.once('close', () => end(span, response))
+      // Others hear of it as well, and what they end is within this.
+      response.once('close', () => process.nextTick(end, span, response))
     }
     return traced
   }

@@ -100,24 +100,35 @@ export function faultsOfAttributes(attributes: Attributes, { legacy = false } = 
   return Object.entries(attributes).flatMap(([name, value]) => (judged.test(name) ? faultsOf(name, value, known) : []))
 }
 
-/** The same for the span of a call of a model, which has to say more. */
+/**
+ * The same for the span of a call of a model, which has to say more. That of a whole call (`internal`) need not name a
+ * provider: it may end before one is chosen.
+ */
 export function faultsOfModelSpan(span: Span, { legacy = false } = {}): string[] {
-  const { attributes, status } = span
+  const { attributes, kind } = span
   const faults = faultsOfAttributes(attributes, { legacy })
-  for (const name of ['gen_ai.operation.name', 'gen_ai.provider.name', 'gen_ai.request.model']) {
-    if (attributes[name] === undefined) faults.push(`${name} is missing`)
-  }
+  const needed = [
+    'gen_ai.operation.name',
+    'gen_ai.request.model',
+    ...(kind === 'client' ? ['gen_ai.provider.name'] : [])
+  ]
+  for (const name of needed) if (attributes[name] === undefined) faults.push(`${name} is missing`)
   const named = `${attributes['gen_ai.operation.name']} ${attributes['gen_ai.request.model']}`
   if (!legacy && span.name !== named) faults.push(`it is called ${span.name}, not ${named}`)
-  if (span.kind !== 'client' && span.kind !== 'internal') faults.push(`it is of the kind ${span.kind}`)
+  if (kind !== 'client' && kind !== 'internal') faults.push(`it is of the kind ${kind}`)
   if (attributes['server.address'] !== undefined && attributes['server.port'] === undefined) {
     faults.push('server.address stands without server.port')
   }
   if (attributes['gen_ai.request.stream'] === false) faults.push('gen_ai.request.stream is said where it is false')
   if (attributes['gen_ai.request.choice.count'] === 1) faults.push('gen_ai.request.choice.count is said where it is 1')
-  const failed = status.code === 'error'
-  if (failed !== (attributes['error.type'] !== undefined)) faults.push('status and error.type do not say the same')
-  return faults.concat(faultsOfUsage(attributes))
+  return faults.concat(faultsOfStatus(span), faultsOfUsage(attributes))
+}
+
+/** A client that leaves is no fault of ours, but it is why a span ended: it alone has a type without the status. */
+export function faultsOfStatus({ attributes, status }: Span): string[] {
+  const type = attributes['error.type']
+  if (type === 'client_cancelled') return status.code === 'error' ? ['a client that leaves is an error'] : []
+  return (status.code === 'error') === (type !== undefined) ? [] : ['status and error.type do not say the same']
 }
 
 /** Cached tokens are part of the input, reasoning is part of the output. */

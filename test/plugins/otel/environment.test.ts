@@ -7,7 +7,7 @@ import {
   legacyAttributes
 } from '../../otlp/convention.ts'
 import type { Point } from '../../otlp/messages.ts'
-import { drawn } from '../../otlp/tree.ts'
+import { drawn, faultsOfTimes } from '../../otlp/tree.ts'
 import { chunks, completion, failure, json, sse, wantsUsage } from '../../upstream.ts'
 import { secrets, stage } from './stage.ts'
 
@@ -66,23 +66,35 @@ t.test('with legacyAttributes there are the older names as well', async t => {
   first.script(json(completion()))
   const whole = await ask({ model: 'plain' })
   await whole.text()
-  const found = await spans(whole, 3)
+  const found = await spans(whole, 4)
   const attempt = found.find(({ kind }) => kind === 'client')!
   for (const name of Object.keys(legacyAttributes)) t.ok(attempt.attributes[name] !== undefined, name)
   t.equal(attempt.attributes['gen_ai.usage.prompt_tokens'], attempt.attributes['gen_ai.usage.input_tokens'])
   t.equal(attempt.attributes['gen_ai.usage.completion_tokens'], attempt.attributes['gen_ai.usage.output_tokens'])
   t.match(attempt.name, /^genai\.provider\./)
-  t.equal(found.find(({ kind }) => kind === 'internal')!.name, 'genai.chat.request')
   for (const span of found) t.same(faultsOfAttributes(span.attributes, { legacy: true }), [])
+  t.same(drawn(found), [
+    'server POST /v1/chat/completions',
+    '  internal genai.chat.request',
+    '    internal genai.chat.route',
+    '    client genai.provider.first'
+  ])
+  t.same(faultsOfTimes(found), [])
+
   first.script(failure(500))
   second.script(sse(chunks('one two')))
   const stream = await ask({ model: 'chain', stream: true })
   await stream.text()
-  const names = (await spans(stream, 4)).map(({ name }) => name)
-  t.ok(
-    names.some(name => name.startsWith('genai.')),
-    names.join()
-  )
+  const streamed = await spans(stream, 6)
+  t.same(drawn(streamed).toSorted(), [
+    '    client genai.provider.first !upstream_error',
+    '    client genai.provider.second',
+    '    internal genai.chat.route',
+    '    internal genai.chat.stream',
+    '  internal genai.chat.request',
+    'server POST /v1/chat/completions'
+  ])
+  t.same(faultsOfTimes(streamed), [])
 })
 
 t.test('without a collector nothing is traced, and answers name a trace all the same', async t => {
@@ -130,8 +142,8 @@ t.test('metrics are those of the conventions, and count what was called', async 
   t.notOk(JSON.stringify(points.map(({ attributes }) => attributes)).includes('made-up-by-a-client'))
 })
 
-t.test('spans over http/json are the same', async t => {
-  const { first, ask, spans } = await stage(t, { protocol: 'http/json' })
+t.test('spans over http/protobuf are the same', async t => {
+  const { first, ask, spans } = await stage(t, { protocol: 'http/protobuf' })
   first.script(json(completion()))
   const asked = await ask({ model: 'plain' })
   await asked.text()

@@ -64,8 +64,8 @@ async function drive({ ask, first, receiver }: Stage): Promise<void> {
   await finish({ model: 'plain' }, { headers: { ...headers, authorization: `Bearer ${said.wrongKey}` } })
   await finish({ model: 'plain', temperature: said.prompt })
   await finish({ model: 'plain' }, { path: `/v1/chat/${said.query}` })
-  first.script(json(completion({ content: 'last' })))
-  const last = await ask({ model: 'plain' })
+  // The breaker of the first target may be open by now.
+  const last = await ask({ model: 'other' })
   await last.text()
   await receiver.trace(last.traceId, 3)
   const arrived = receiver.exports.filter(({ signal }) => signal === 'metrics').length
@@ -80,7 +80,7 @@ function found({ exports }: Receiver, texts: Readonly<Record<string, string>>): 
   })
 }
 
-for (const protocol of ['grpc', 'http/json'] as const) {
+for (const protocol of ['grpc', 'http/protobuf'] as const) {
   t.test(`over ${protocol} nothing that was said and no key is exported`, async t => {
     const world = await stage(t, { protocol, env: { SOME_SECRET: said.header } })
     await drive(world)
@@ -103,7 +103,8 @@ t.test('what is captured is cut', async t => {
   const long = 'word '.repeat(100_000)
   first.script(json(completion({ content: `${long}END-OF-ANSWER` })))
   const asked = await ask({ model: 'plain', messages: [{ role: 'user', content: `${long}END-OF-PROMPT` }] })
-  await asked.text()
+  t.equal(asked.status, 200)
+  console.log(await asked.text())
   const found = await spans(asked, 3)
   const captured = found.flatMap(({ attributes }) =>
     ['gen_ai.input.messages', 'gen_ai.output.messages'].flatMap(name => attributes[name] ?? [])

@@ -22,6 +22,7 @@ const second = { provider: 'second', model: 'second-model', price }
 /** Names say what happens to calls of them. */
 export const models = {
   plain: { targets: [first], retries: 0 },
+  other: { targets: [second], retries: 0 },
   twice: { targets: [first], retries: 1 },
   chain: { strategy: 'priority', targets: [first, second], retries: 0 },
   hedged: { strategy: 'priority', targets: [first, second], retries: 0, hedge: { after: '50ms' } },

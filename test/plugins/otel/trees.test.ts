@@ -78,7 +78,12 @@ t.test('what a server exports', async t => {
     const asked = await ask({ model: 'chain' })
     await asked.text()
     const { tree } = await treeOf(t, world, asked, 4)
-    t.same(tree, [route, '  internal chat chain', '    client chat first-model !500', '    client chat second-model'])
+    t.same(tree, [
+      route,
+      '  internal chat chain',
+      '    client chat first-model !upstream_error',
+      '    client chat second-model'
+    ])
   })
 
   await t.test('of a stream that falls back', async t => {
@@ -96,7 +101,12 @@ t.test('what a server exports', async t => {
     await asked.text()
     t.equal(asked.status, 200)
     const { tree } = await treeOf(t, world, asked, 4)
-    t.same(tree, [route, '  internal chat twice', '    client chat first-model !503', '    client chat first-model'])
+    t.same(tree, [
+      route,
+      '  internal chat twice',
+      '    client chat first-model !upstream_overloaded',
+      '    client chat first-model'
+    ])
   })
 
   await t.test('of two attempts at a time', async t => {
@@ -130,14 +140,14 @@ t.test('what a server exports', async t => {
     t.match(tree, [
       /^server POST \/v1\/chat\/completions !/,
       /^ {2}internal chat chain !\w+/,
-      '    client chat first-model !500',
-      '    client chat second-model !502'
+      '    client chat first-model !upstream_error',
+      '    client chat second-model !upstream_error'
     ])
   })
 
   await t.test('of a call that its budget refuses', async t => {
     const asked = await ask({ model: 'plain' }, { headers: { authorization: `Bearer ${secrets.poorKey}` } })
-    t.equal(asked.status, 402)
+    t.equal(asked.status, 429)
     const { tree } = await treeOf(t, world, asked, 2)
     t.same(tree, [route, '  internal chat plain !insufficient_quota'])
   })
@@ -190,7 +200,7 @@ t.test('what a server exports', async t => {
   })
 
   await t.test('of an upstream that breaks off amid a stream', async t => {
-    first.script(reset(sse(chunks('one two three')), 400))
+    first.script(reset(sse(chunks('one two three')), 1_000))
     const asked = await ask({ model: 'plain', stream: true })
     await asked.text()
     const { tree, spans } = await treeOf(t, world, asked, 3)
