@@ -40,7 +40,8 @@ function faultsOf(file: string, source: string): string[] {
 function mayImport(file: string, target: string): boolean {
   if (file === 'app.ts') return !target.startsWith('testing/')
   if (target.startsWith('schemas/')) return true
-  if (file === 'server.ts') return target === 'app.ts'
+  // The SDK of OpenTelemetry has to be there before app.ts loads what it may instrument.
+  if (file === 'server.ts') return target === 'app.ts' || target === 'plugins/otel/sdk.ts'
   if (file.startsWith('plugins/')) return unitOf(file) === unitOf(target)
   if (file.startsWith('providers/wires/')) return shared.includes(target) || dirname(file) === dirname(target)
   if (shared.includes(file)) return shared.includes(target)
