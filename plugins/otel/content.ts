@@ -5,6 +5,9 @@ import type { Frames } from '../../schemas/frames.ts'
 // Prompts and answers in the form of the convention (gen_ai.input.messages and its kin), for those who have asked for them.
 // Text is cut, keys of ours are taken out, and of images, sounds and documents only their kind and size are told.
 
+/** What vendors' keys and tokens look like; ours are `withoutKeys`'s. */
+const foreign = /\b(?:sk|pk|rk|key|ghp|gho|ghs|glpat|hf|xai|gsk|xox[a-z]|AKIA|AIza|ya29\.|eyJ)[-_]?[\w-]{12,}/g
+
 type Part = Readonly<Record<string, unknown>>
 
 interface Captured {
@@ -26,7 +29,7 @@ class Allowance {
   }
 
   take(text: string): string {
-    const kept = withoutKeys(text.slice(0, this.#left))
+    const kept = redacted(text.slice(0, this.#left))
     const rest = text.length - this.#left
     this.#left = Math.max(0, this.#left - text.length)
     return rest > 0 ? `${kept}… (${rest} characters more)` : kept
@@ -88,9 +91,9 @@ export class Heard {
   output(): string {
     const told = this.#choices.filter(Boolean).map(({ text, thinking, calls, finish }) => {
       const parts: Part[] = []
-      if (thinking) parts.push({ type: 'reasoning', content: withoutKeys(thinking) })
-      if (text) parts.push({ type: 'text', content: withoutKeys(text) })
-      for (const call of calls.filter(Boolean)) parts.push(callPart(call, withoutKeys))
+      if (thinking) parts.push({ type: 'reasoning', content: redacted(thinking) })
+      if (text) parts.push({ type: 'text', content: redacted(text) })
+      for (const call of calls.filter(Boolean)) parts.push(callPart(call, redacted))
       return { role: 'assistant', parts, finish_reason: finish } satisfies Captured
     })
     return JSON.stringify(told)
@@ -147,4 +150,8 @@ function mediaPart(modality: string, source: string): Part {
   if (link !== null) return { type: 'uri', modality, uri: `${link.origin}${link.pathname}`.slice(0, 512) }
   const kind = /^data:([\w.+-]+\/[\w.+-]+)/.exec(source.slice(0, 128))?.[1]
   return { type: 'blob', modality, mime_type: kind, content: `(${source.length} characters, not captured)` }
+}
+
+function redacted(text: string): string {
+  return withoutKeys(text).replace(foreign, '…')
 }

@@ -1,5 +1,4 @@
 import { type Span, SpanStatusCode } from '@opentelemetry/api'
-import { codeOf } from '../../schemas/call-record.ts'
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { Cancelled, isGatewayError, withoutKeys } from '../../schemas/errors.ts'
 import { inputOf, outputOf, type Usage } from '../../schemas/usage.ts'
@@ -77,11 +76,10 @@ export function describeError(span: Span, error: unknown): void {
   span.setStatus({ code: SpanStatusCode.ERROR, message: told ? withoutKeys(error.message) : undefined })
 }
 
-/** The code that the caller sees, the same for spans and metrics. */
+/** The kind of fault by our own word, the same for spans and metrics: what a vendor calls it may quote the request. */
 export function errorTypeOf(error: unknown): string {
   if (error instanceof Cancelled) return errors.cancelled
-  if (isGatewayError(error)) return codeOf(error)
-  return error instanceof Error ? error.name : errors.other
+  return isGatewayError(error) ? error.code.replace(/^GATEWAY_/, '').toLowerCase() : errors.other
 }
 
 function outputTypeOf({ response_format: format, response_schema: schema, modalities }: ChatRequest): string | null {

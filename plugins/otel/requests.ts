@@ -50,8 +50,9 @@ export function createServe(tracer: Tracer, decided: boolean) {
     const traced = new Traced(above, span, decided)
     if (traced.recording) {
       describe(span, request, method, route)
+      response.once('finish', () => end(span, response, true))
       // Others hear of it as well, and what they end is within this.
-      response.once('close', () => process.nextTick(end, span, response))
+      response.once('close', () => process.nextTick(end, span, response, false))
     }
     return traced
   }
@@ -70,9 +71,10 @@ function describe(span: Span, request: IncomingMessage, method: string, route: s
 }
 
 /** With the last byte, or when the client has gone: a head that never left says nothing. */
-function end(span: Span, response: ServerResponse): void {
+function end(span: Span, response: ServerResponse, whole: boolean): void {
+  if (!span.isRecording()) return
   if (response.headersSent) span.setAttribute(is.status, response.statusCode)
-  if (!response.writableFinished) span.setAttribute(is.error, errors.cancelled)
+  if (!whole) span.setAttribute(is.error, errors.cancelled)
   else if (response.statusCode >= 500) {
     span.setAttribute(is.error, String(response.statusCode))
     span.setStatus({ code: SpanStatusCode.ERROR })

@@ -31,6 +31,7 @@ export class Traced implements Served {
   heard: Heard | null = null
   #first: Frames | null = null
   #ends: Frames[] | null = null
+  #said: Response | null = null
 
   /** @param decided whoever stands below a span that is not recorded is not recorded either */
   constructor(above: Context, span: Span, decided: boolean) {
@@ -58,7 +59,7 @@ export class Traced implements Served {
   /** Null where nothing of an answer is known. */
   response(answer: Answer | null = this.answer): Response | null {
     try {
-      if (answer === null || answer.stream) return this.#streamed()
+      if (answer === null || answer.stream) return (this.#said ??= this.#streamed())
       if (answer.raw !== null && answer.raw.length > mostParsed) return null
       const { id, model, service_tier, system_fingerprint, choices } = answer.body
       return { id, model, service_tier, system_fingerprint, reasons: reasonsOf(choices) }
