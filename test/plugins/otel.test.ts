@@ -146,7 +146,8 @@ test('the spans of a call', async t => {
     await app.ready()
     await app.gateway.complete({ ...ask, temperature: null, n: 1 }, app.gateway.caller())
     const named = Object.keys({ ...sdk.spans[0]?.attributes, ...sdk.spans[1]?.attributes })
-    for (const name of named) t.notMatch(name, /usage|cost|gen_ai\.request\.(?!model)|output\.type|conversation|server\./)
+    for (const name of named)
+      t.notMatch(name, /usage|cost|gen_ai\.request\.(?!model)|output\.type|conversation|server\./)
   })
 
   t.test('of a stream end when it does, with its times and its last words', async t => {

@@ -15,7 +15,8 @@ export const secrets = {
   adminToken: 'admin-7f3e5a1c9b8d2046'
 }
 
-const price = { input: 1, output: 2 }
+/** So little that long prompts are not refused for their price. */
+const price = { input: 0.01, output: 0.02 }
 const first = { provider: 'first', model: 'first-model', price }
 const second = { provider: 'second', model: 'second-model', price }
 
