@@ -7,7 +7,7 @@ import type { Frames } from '../../schemas/frames.ts'
 
 /** What vendors' keys and tokens look like, those of configuration files too; ours are `withoutKeys`'s. */
 const foreign =
-  /\b(?:sk|pk|rk|gw|key|ghp|gho|ghs|glpat|hf|xai|gsk|xox[a-z]|AKIA|AIza|ya29\.|eyJ)[-_]?(?=[\w-]*\d)[\w.-]{12,}|\b(?:bearer|basic) +[\w.~+/-]{12,}=*/gi
+  /\b(?:(?:sk|pk|rk|gw|key|ghp|gho|ghs|glpat|hf|xai|gsk|xox[a-z])[-_]|AKIA|AIza|ya29\.|eyJ)[\w.-]{11,}\w|\b[Bb]earer +[\w.~+/-]{12,}=*/g
 /** Images and other files that stand in a text. */
 const inline = /\bdata:[\w.+-]+\/[\w.+-]+(?:;[\w=.-]+)*;base64,[\w+/-]*=*/g
 /** More of a text is looked at than is told, so that a key is seen that does not end before the cut. */

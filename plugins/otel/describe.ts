@@ -72,10 +72,10 @@ export function describeError(span: Span, error: unknown): void {
   span.setStatus({ code: SpanStatusCode.ERROR, message: wordsOf(error) })
 }
 
-/** Our own words of a fault. What a vendor says, and what we say of a request, may quote it. */
+/** Our own words of a fault. What a vendor says, which has a cause, and what we say of a request may quote the request. */
 function wordsOf(error: unknown): string | undefined {
   if (!isGatewayError(error) || error.statusCode < 500 || error.blame === 'request') return undefined
-  if (error.wire !== 'upstream_error') return withoutKeys(error.message)
+  if (error.wire !== 'upstream_error' || error.cause === undefined) return withoutKeys(error.message)
   return error.upstream === null ? undefined : `The provider of this model answered with status ${error.upstream}.`
 }
 

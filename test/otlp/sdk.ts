@@ -34,7 +34,7 @@ export function startSdk(t: Test, env: Readonly<Record<string, string>>): Sdk {
   const shutdown = () => (ended ??= sdk.shutdown().catch(() => {}))
   t.teardown(async () => {
     await shutdown()
-    for (const api of [trace, metrics, context, propagation, diag]) api.disable()
+    forgetSdk()
   })
 
   function until(pattern: RegExp): Promise<string> {
@@ -52,4 +52,9 @@ export function startSdk(t: Test, env: Readonly<Record<string, string>>): Sdk {
     return promise
   }
   return { said, until, shutdown }
+}
+
+/** What is registered belongs to the process; the next test registers its own. */
+export function forgetSdk(): void {
+  for (const api of [trace, metrics, context, propagation, diag]) api.disable()
 }
