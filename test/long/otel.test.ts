@@ -5,7 +5,7 @@ import { type Fared, fare } from './otel.ts'
 
 // The short form, in which only answers are counted: test/plugins/otel/collector.test.ts.
 
-const calls = 20_000
+const calls = 30_000
 const conducts: Array<Conduct | 'absent'> = ['take', 'absent', { slow: 3_000 }, 'refuse', 'reject', 'hang', 'break']
 const skip = existsSync('/proc/self/status') ? false : 'memory is read from /proc'
 
@@ -21,8 +21,7 @@ for (const protocol of ['grpc', 'http/protobuf'] as const) {
       if (conduct === 'take') healthy = fared
       t.equal(fared.failed, 0, `${name}: every call is answered`)
       t.ok(fared.p99 < healthy.p99 * 1.5 + 5, `${name}: p99 ${fared.p99} ms, beside ${healthy.p99} ms`)
-      // Twenty thousand traces would be far more.
-      t.ok(fared.grown < 40, `${name}: the second half of the calls took ${fared.grown} MB`)
+      t.ok(fared.grown < 64, `${name}: the second half of the calls took ${fared.grown} MB`)
       t.ok(fared.end < 10_000, `${name}: it ended after ${fared.end} ms`)
     }
   })

@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import { Agent, request } from 'node:http'
 import type { Test } from 'tap'
 import { absent, type Conduct, type Protocol, startReceiver } from '../otlp/receiver.ts'
-import { run } from '../server-process.ts'
+import { run, server } from '../server-process.ts'
 
 // What otel.test.ts runs: how callers fare while a collector does what collectors do.
 
@@ -36,7 +36,9 @@ export async function fare(t: Test, { protocol, conduct, calls }: Load): Promise
   t.teardown(() => receiver?.close())
   const env = receiver?.env ?? (conduct === null ? {} : await absent(protocol))
   const config = { providers: { echo: { type: 'echo', words: 8 } }, store: false, plugins: { rateLimit: false } }
-  const gateway = run(t, { files: { 'gateway.yaml': config }, env })
+  // What was kept of all calls would be more than this heap.
+  const command = [process.execPath, '--max-old-space-size=128', server] as const
+  const gateway = run(t, { files: { 'gateway.yaml': config }, env, command: [...command] })
   const url = await gateway.url()
   const agent = new Agent({ keepAlive: true, maxSockets: atOnce })
   t.teardown(() => agent.destroy())

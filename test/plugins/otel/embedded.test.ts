@@ -1,13 +1,19 @@
 import { context, trace } from '@opentelemetry/api'
 import Fastify from 'fastify'
 import t, { type Test } from 'tap'
-import modelGateway, { type ModelGatewayOptions } from '../../../app.ts'
+import modelGateway, { type Gateway, type ModelGatewayOptions } from '../../../app.ts'
 import { faultsOfModelSpan } from '../../otlp/convention.ts'
 import { startReceiver } from '../../otlp/receiver.ts'
 import { startSdk } from '../../otlp/sdk.ts'
 import { drawn, faultsOfTimes } from '../../otlp/tree.ts'
 import { chunks, completion, failure, gate, json, sse, startUpstream } from '../../upstream.ts'
 import { textOf } from '../kernel.ts'
+
+declare module 'fastify' {
+  interface FastifyInstance {
+    otherGateway: Gateway
+  }
+}
 
 // A host with an SDK of its own: the gateway uses the API, and starts and ends nothing.
 
@@ -129,4 +135,29 @@ t.test('an answer over HTTP names its trace, with the SDK or without', async t =
   const untraced = await ask()
   t.equal(untraced.statusCode, 200)
   t.match(untraced.headers['x-trace-id'], /^[0-9a-f]{32}$/)
+})
+
+t.test('two gateways of one host have spans each', async t => {
+  const upstream = await startUpstream({ script: json(completion()) })
+  const receiver = await startReceiver('http/protobuf')
+  t.teardown(() => Promise.all([upstream.close(), receiver.close()]))
+  startSdk(t, receiver.env)
+  const app = Fastify()
+  t.teardown(() => app.close())
+  const options = (model: string): ModelGatewayOptions => ({
+    store: false,
+    providers: { up: { type: 'openai-compatible', baseUrl: upstream.url } },
+    models: { plain: { targets: [{ provider: 'up', model, price }] } },
+    plugins: { rateLimit: false, otel: true }
+  })
+  await app.register(modelGateway, { ...options('m'), prefix: '/one', name: 'gateway' })
+  await app.register(modelGateway, { ...options('n'), prefix: '/other', name: 'otherGateway' })
+  await app.ready()
+  for (const [gateway, model] of [
+    [app.gateway, 'm'],
+    [app.otherGateway, 'n']
+  ] as const) {
+    const { facts } = await gateway.complete({ model: 'plain', messages }, gateway.caller())
+    t.same(drawn(await receiver.trace(facts.traceId, 2)), ['internal chat plain', `  client chat ${model}`])
+  }
 })

@@ -97,6 +97,22 @@ t.test('with legacyAttributes there are the older names as well', async t => {
   t.same(faultsOfTimes(streamed), [])
 })
 
+t.test("OpenTelemetry's own server spans stand in place of ours where they are asked for", async t => {
+  const { first, ask, spans } = await stage(t, { otel: { instrumentation: true } })
+  first.script(request => (request.json.stream ? sse(chunks('one two')) : json(completion())))
+  for (const stream of [false, true]) {
+    const asked = await ask({ model: 'plain', stream }, { path: '/v1/chat/completions?ticket=secret-ticket' })
+    await asked.text()
+    const found = await spans(asked, 3)
+    t.match(drawn(found), [/^server POST/, '  internal chat plain', '    client chat first-model'])
+    t.same(faultsOfTimes(found), [])
+    const server = found.find(({ kind }) => kind === 'server')!
+    t.match(server.scope.name, 'instrumentation-http')
+    t.match(server.attributes, { 'http.request.method': 'POST', 'http.response.status_code': 200 })
+    t.notMatch(JSON.stringify(server.attributes), 'secret-ticket')
+  }
+})
+
 t.test('without a collector nothing is traced, and answers name a trace all the same', async t => {
   const { first, ask, receiver } = await stage(t, { collector: {} })
   first.script(json(completion()))
