@@ -1,4 +1,5 @@
-import { context, trace } from '@opentelemetry/api'
+import { subscribe, unsubscribe } from 'node:diagnostics_channel'
+import { context, propagation, trace } from '@opentelemetry/api'
 import Fastify from 'fastify'
 import t, { type Test } from 'tap'
 import modelGateway, { type Gateway, type ModelGatewayOptions } from '../../../app.ts'
@@ -135,6 +136,24 @@ t.test('an answer over HTTP names its trace, with the SDK or without', async t =
   const untraced = await ask()
   t.equal(untraced.statusCode, 200)
   t.match(untraced.headers['x-trace-id'], /^[0-9a-f]{32}$/)
+})
+
+t.test('of a host that instruments undici there is one context upstream, too', async t => {
+  const { gateway, upstream, receiver } = await embedded(t)
+  // As @opentelemetry/instrumentation-undici does it.
+  const inject = (message: unknown) => {
+    const { request } = message as { request: { addHeader(name: string, value: string): void } }
+    const carrier: Record<string, string> = {}
+    propagation.inject(context.active(), carrier)
+    for (const [name, value] of Object.entries(carrier)) request.addHeader(name, value)
+  }
+  subscribe('undici:request:create', inject)
+  t.teardown(() => unsubscribe('undici:request:create', inject))
+  const { facts } = await gateway.complete({ model: 'plain', messages }, gateway.caller())
+  const attempt = (await receiver.trace(facts.traceId, 2)).find(({ kind }) => kind === 'client')!
+  const sent = upstream.requests.at(-1)!.rawHeaders
+  t.equal(sent.filter(name => name.toLowerCase() === 'traceparent').length, 1)
+  t.equal(sent[sent.indexOf('traceparent') + 1], `00-${facts.traceId}-${attempt.spanId}-01`)
 })
 
 t.test('two gateways of one host have spans each', async t => {

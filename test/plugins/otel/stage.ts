@@ -19,11 +19,13 @@ export const secrets = {
 const price = { input: 0.01, output: 0.02 }
 const first = { provider: 'first', model: 'first-model', price }
 const second = { provider: 'second', model: 'second-model', price }
+const claude = { provider: 'claude', model: 'claude-model', price }
 
 /** Names say what happens to calls of them. */
 export const models = {
   plain: { targets: [first], retries: 0 },
   other: { targets: [second], retries: 0 },
+  translated: { targets: [claude], retries: 0 },
   twice: { targets: [first], retries: 1 },
   chain: { strategy: 'priority', targets: [first, second], retries: 0 },
   hedged: { strategy: 'priority', targets: [first, second], retries: 0, hedge: { after: '50ms' } },
@@ -70,7 +72,13 @@ export async function stage(t: Test, options: StageOptions = {}): Promise<Stage>
   t.teardown(() => Promise.all([first.close(), second.close(), receiver.close()]))
   const config = {
     providers: {
-      first: { type: 'openai-compatible', baseUrl: first.url, apiKeys: [secrets.firstKey] },
+      first: {
+        type: 'openai-compatible',
+        baseUrl: first.url,
+        apiKeys: [secrets.firstKey],
+        forwardHeaders: ['traceparent', 'tracestate', 'baggage', 'x-forwarded-by-wish']
+      },
+      claude: { type: 'anthropic', baseUrl: second.url.replace(/\/v1$/, ''), apiKeys: [secrets.secondKey] },
       second: { type: 'openai-compatible', baseUrl: second.url, apiKeys: [secrets.secondKey] }
     },
     models,

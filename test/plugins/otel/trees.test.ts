@@ -131,6 +131,28 @@ t.test('what a server exports', async t => {
     t.same(tree, [route, '  internal chat plain'], 'no attempt was made')
   })
 
+  await t.test('of a vendor with a wire of its own: its words are translated', async t => {
+    const usage = { input_tokens: 10, cache_read_input_tokens: 4, cache_creation_input_tokens: 6, output_tokens: 3 }
+    const content = [{ type: 'text', text: 'Hello' }]
+    const message = { id: 'msg_1', type: 'message', role: 'assistant', model: 'claude-5', content, usage }
+    second.script(json({ ...message, stop_reason: 'end_turn', stop_sequence: null }))
+    const asked = await ask({ model: 'translated' })
+    await asked.text()
+    const { tree, named } = await treeOf(t, world, asked, 3)
+    t.same(tree, [route, '  internal chat translated', '    client chat claude-model'])
+    t.match(named('chat claude-model').attributes, {
+      'gen_ai.provider.name': 'anthropic',
+      'gen_ai.response.id': /msg_1/,
+      'gen_ai.response.model': 'claude-5',
+      'gen_ai.response.finish_reasons': ['stop'],
+      'gen_ai.usage.input_tokens': 20,
+      'gen_ai.usage.cache_read.input_tokens': 4,
+      'gen_ai.usage.cache_creation.input_tokens': 6,
+      'gen_ai.usage.output_tokens': 3,
+      'server.port': second.port
+    })
+  })
+
   await t.test('of a failure of every target', async t => {
     first.script(failure(500))
     second.script(failure(502))
@@ -235,7 +257,9 @@ t.test('traces of the client', async t => {
 
   await t.test('are joined, and go on upstream from the attempt, once', async t => {
     first.script(json(completion({ content: 'Hello' })))
-    const asked = await ask({ model: 'plain' }, { headers: { ...key, traceparent: parent, tracestate: 'vendor=1' } })
+    // Also where an operator forwards what the client sends.
+    const own = { traceparent: parent, tracestate: 'vendor=1', baggage: 'a=1', 'x-forwarded-by-wish': 'yes' }
+    const asked = await ask({ model: 'plain' }, { headers: { ...key, ...own } })
     await asked.text()
     t.equal(asked.traceId, incoming.traceId)
     const { spans } = await treeOf(t, world, asked, 3)
@@ -249,7 +273,7 @@ t.test('traces of the client', async t => {
     t.equal(names.filter(name => name === 'traceparent').length, 1)
     t.equal(sent().headers['traceparent'], `00-${incoming.traceId}-${attempt.spanId}-01`)
     t.ok(names.filter(name => name === 'tracestate').length <= 1)
-    t.notOk(names.includes('baggage'))
+    t.equal(sent().headers['x-forwarded-by-wish'], 'yes')
   })
 
   await t.test('go upstream from each attempt', async t => {
