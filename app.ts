@@ -14,6 +14,7 @@ import ledger from './plugins/ledger/index.ts'
 import limits from './plugins/limits/index.ts'
 import metrics from './plugins/metrics/index.ts'
 import models from './plugins/models.ts'
+import type { Telemetry } from './plugins/otel/sdk.ts'
 import pricing from './plugins/pricing/index.ts'
 import proxy from './plugins/proxy.ts'
 import rateLimit from './plugins/rate-limit.ts'
@@ -60,6 +61,8 @@ export interface Standalone {
   log: Log
   /** The admin token was made up, not set by anybody: it does not close anonymous access. */
   adminTokenGenerated: boolean
+  /** The OpenTelemetry SDK that it has started. */
+  telemetry?: Telemetry
 }
 
 /** The gateway in reading order. Everything lives in the scope that it is given. */
@@ -75,6 +78,10 @@ async function gatewayApp(
   // the kernel, and what it routes to
   await app.register(gateway, { shutdownGrace: server.shutdownGrace, log: standalone?.log })
   await app.register(routing, { ...settings, hash, source: standalone?.source })
+  if (plugins.otel) {
+    const { default: otel } = await import('./plugins/otel/index.ts')
+    await app.register(otel, { ...plugins.otel, telemetry: standalone?.telemetry })
+  }
   for (const [name, provider] of Object.entries(settings.providers)) {
     if (!provider.enabled) continue
     if (provider.type === 'openai') await app.register(openai, { ...provider, name })
@@ -198,8 +205,6 @@ export type { ChatCompletionsOptions } from './plugins/chat-completions/index.ts
 export type { GatewayOptions } from './plugins/gateway/index.ts'
 export type { Http } from './plugins/http/index.ts'
 export { serverOptions } from './plugins/http/server.ts'
-export { logDestination } from './plugins/request-log/destination.ts'
-export { callLine, callSummary } from './plugins/request-log/line.ts'
 export type { Providers, RoutingOptions } from './plugins/routing/index.ts'
 export type { Signing } from './plugins/signing/index.ts'
 export { ConfigError } from './schemas/faults.ts'

@@ -6,6 +6,7 @@ import type { Price } from './model-options.ts'
 import type { Attempt, AttemptLayer, Provider } from './provider.ts'
 import type { ApiKey } from './tenants.ts'
 import type { RequestSize } from './tokens.ts'
+import type { Served } from './trace.ts'
 import type { Usage } from './usage.ts'
 
 // The contract of the kernel: who asks (Caller), what is asked (Inference), who stands around it (Layer).
@@ -49,6 +50,8 @@ export interface Caller {
   readonly deadline?: number
   readonly idempotencyKey?: string
   readonly origin: Origin
+  /** What tracing remembers of the request that it came with. */
+  readonly served?: Served
 }
 
 /** Operations are open to merging: chat now; embeddings, native Anthropic messages and OpenAI responses later. */
@@ -160,6 +163,8 @@ export interface Expense {
   readonly duration: number | null
   /** Milliseconds from its start, for streams. */
   firstToken: number | null
+  /** Network reads in which a stream said something, from the one with its first token on. */
+  reads: number
   /** Given by dispatch when it sends; without one nothing was sent, and nothing is charged. */
   meter: Meter | null
   /** False: nobody keeps books, so nothing has to be counted. */
@@ -195,6 +200,8 @@ export interface Inference extends Caller {
   admission?: Admission | null
   /** What the ledger remembers of it. */
   entry?: object
+  /** What tracing remembers of it. */
+  traced?: object
   /** Its provider calls so far. */
   readonly expenses: readonly Expense[]
   /** The call goes on after its caller has left, to its end and its true usage. */

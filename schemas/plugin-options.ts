@@ -126,9 +126,21 @@ export const PluginOptions = closed({
   ),
   otel: toggle(
     closed({
-      endpoint: preset(BaseUrl, 'http://localhost:4317'),
+      /** Of the collector. Absent: this machine, at the port of the protocol: 4317 or 4318. */
+      endpoint: Type.Optional(BaseUrl),
+      /** `/v1/traces` and `/v1/metrics` are added to the endpoint of `http/protobuf`. */
+      protocol: preset(oneOf('grpc', 'http/protobuf'), 'grpc'),
       serviceName: preset(Words, 'fastify-model-gateway'),
-      captureContent: preset(Flag, false)
+      /** Histograms of provider calls. */
+      metrics: preset(Flag, true),
+      /** Prompts and answers in the traces. */
+      captureContent: preset(Flag, false),
+      /** Characters of each of them. */
+      maxContentLength: preset(Count, 4096),
+      /** Names of older dashboards, too. */
+      legacyAttributes: preset(Flag, false),
+      /** Server spans by @opentelemetry/instrumentation-http in place of ours; docs/decisions/0018. */
+      instrumentation: preset(Flag, false)
     }),
     false
   ),

@@ -1,4 +1,5 @@
 import { randomFillSync } from 'node:crypto'
+import type { IncomingMessage, ServerResponse } from 'node:http'
 
 // W3C trace context, https://www.w3.org/TR/trace-context/. Every call has a trace id, whether anybody traces or not.
 
@@ -31,13 +32,24 @@ export function newTraceId(): string {
   return id === '00000000000000000000000000000000' ? newTraceId() : id
 }
 
-/** What the plugin otel knows of the moment. */
+/** What the plugin otel offers. */
 export interface Tracing {
   /** The trace of the span that is active, if there is one. */
   traceId(): string | undefined
+  /**
+   * A request has come in: its span begins here and ends with its answer, unless a span of the host is active already.
+   * @param route its pattern
+   */
+  serve(request: IncomingMessage, response: ServerResponse, route: string | undefined): Served
   /** Spans that the queue before the collector had no room for, and those that the collector did not take. */
   readonly dropped: number
   readonly failed: number
+}
+
+/** What tracing knows of a request, for the calls that it brings. */
+export interface Served {
+  /** Undefined: nobody traces. */
+  readonly traceId: string | undefined
 }
 
 declare module './gateway.ts' {

@@ -40,7 +40,11 @@ function faultsOf(file: string, source: string): string[] {
 function mayImport(file: string, target: string): boolean {
   if (file === 'app.ts') return !target.startsWith('testing/')
   if (target.startsWith('schemas/')) return true
-  if (file === 'server.ts') return target === 'app.ts'
+  // The log, and the SDK of OpenTelemetry, have to be there before app.ts loads what that may instrument.
+  if (file === 'server.ts') {
+    const first = ['plugins/otel/sdk.ts', 'plugins/request-log/destination.ts', 'plugins/request-log/line.ts']
+    return target === 'app.ts' || first.includes(target)
+  }
   if (file.startsWith('plugins/')) return unitOf(file) === unitOf(target)
   if (file.startsWith('providers/wires/')) return shared.includes(target) || dirname(file) === dirname(target)
   if (shared.includes(file)) return shared.includes(target)

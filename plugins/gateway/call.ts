@@ -52,11 +52,13 @@ export class Call implements Inference, Linked<Call> {
   readonly deadline
   readonly idempotencyKey
   readonly origin
+  readonly served
   readonly facts: Facts
   readonly expenses: Entry[] = []
   hold: Hold | null = null
   admission: Admission | null = null
   entry: object | undefined = undefined
+  traced: object | undefined = undefined
   /** What the client asked for, whatever layers make of the request. */
   readonly wantsUsage: boolean
   readonly started = performance.now()
@@ -109,6 +111,7 @@ export class Call implements Inference, Linked<Call> {
     this.deadline = caller.deadline
     this.idempotencyKey = caller.idempotencyKey
     this.origin = caller.origin
+    this.served = caller.served
     this.wantsUsage = request.stream_options?.include_usage === true
     this.#timer = this.#arm(caller.deadline)
     caller.signal.addEventListener('abort', this.#leave)

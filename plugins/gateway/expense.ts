@@ -25,6 +25,7 @@ export class Entry implements Expense {
   error: unknown = null
   duration: number | null = null
   firstToken: number | null = null
+  reads = 0
   meter: Meter | null = null
   #books: Books
   #listeners: Array<(expense: Expense) => void> | null = null

@@ -182,7 +182,7 @@ function createKernel(log: Log) {
       try {
         listener(error)
       } catch (fault) {
-        failed(fault)
+        log.error({ err: fault }, 'a listener of refusals failed')
       }
     }
     return Promise.reject(error)

@@ -21,7 +21,7 @@ import {
 } from '../../schemas/errors.ts'
 import type { Caller, Principal, TraceParent } from '../../schemas/gateway.ts'
 import type { Scope } from '../../schemas/tenants.ts'
-import { newTraceId, traceIdOf } from '../../schemas/trace.ts'
+import { newTraceId, type Served, traceIdOf } from '../../schemas/trace.ts'
 import { toGatewayError } from './errors.ts'
 import { cutKey, cutting, mending } from './long.ts'
 import { validatorCompiler } from './validate.ts'
@@ -29,6 +29,7 @@ import { validatorCompiler } from './validate.ts'
 const principalKey = Symbol('gateway.principal')
 const idKey = Symbol('gateway.id')
 const traceKey = Symbol('gateway.trace')
+const servedKey = Symbol('gateway.served')
 /** How long a client may go on sending a body that has been refused, in milliseconds. */
 const patience = 1_000
 
@@ -37,6 +38,7 @@ declare module 'fastify' {
     [principalKey]: Principal | null
     [idKey]: string | null
     [traceKey]: string | null
+    [servedKey]: Served | null
   }
 }
 
@@ -152,6 +154,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
         signal,
         trace: traceOf(headers),
         traceId: traceId(request),
+        served: request[servedKey] ?? undefined,
         deadline: deadlineOf(headers['x-stainless-timeout']),
         idempotencyKey: single(headers['idempotency-key']),
         origin: { lane: 'http', address: request.ip, method: request.method, path: request.url, headers }
@@ -166,7 +169,10 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
 
   function traceId(request: FastifyRequest): string {
     request[traceKey] ??=
-      gateway.tracing?.traceId() ?? traceIdOf(single(request.headers['traceparent'])) ?? newTraceId()
+      request[servedKey]?.traceId ??
+      gateway.tracing?.traceId() ??
+      traceIdOf(single(request.headers['traceparent'])) ??
+      newTraceId()
     return request[traceKey]
   }
 
@@ -236,6 +242,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     scope.decorateRequest(principalKey, null)
     scope.decorateRequest(idKey, null)
     scope.decorateRequest(traceKey, null)
+    scope.decorateRequest(servedKey, null)
     scope.decorateRequest(cutKey, null)
     for (const watch of watchers) {
       scope.addHook('onRequest', (request, reply, done) => {
@@ -252,6 +259,13 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     scope.addHook('preParsing', cutting(bodyLimit))
     for (const type of ['application/json', 'text/plain']) {
       scope.addContentTypeParser(type, { parseAs: 'string', bodyLimit }, json)
+    }
+    const { tracing } = gateway
+    if (tracing) {
+      scope.addHook('onRequest', (request, reply, done) => {
+        request[servedKey] = tracing.serve(request.raw, reply.raw, request.routeOptions.url)
+        done()
+      })
     }
     if (options.fixed !== false) {
       scope.addHook('onRequest', (request, reply, done) => {
