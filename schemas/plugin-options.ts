@@ -57,7 +57,7 @@ export const PluginOptions = closed({
   proxy: toggle(Nothing, true),
   /** GET /v1/models, /v1/models/:id and /models. */
   models: toggle(Nothing, true),
-  /** GET /health and /ready. */
+  /** GET /health, /ready and /api/health. */
   health: toggle(Nothing, true),
   /** By address, before authentication. */
   rateLimit: toggle(closed({ max: preset(Count, 600), timeWindow: preset(Timeout, '60s') }), true),
@@ -93,7 +93,13 @@ export const PluginOptions = closed({
   pricing: toggle(closed({ table: preset(Flag, true), extras: preset(oneOf('deny', 'allow'), 'deny') }), true),
   /** `Idempotency-Key`: how long an answer is kept, and how large it may be. */
   idempotency: toggle(closed({ ttl: preset(Timeout, '24h'), maxAnswer: preset(Size, '4mb') }), true),
-  /** /api/tenants, /api/stats, /budget and what else is the administrator's. */
+  /** One line of the log for each call. */
+  requestLog: toggle(Nothing, true),
+  /** GET /api/traces: the last 200 calls. */
+  traces: toggle(Nothing, true),
+  /** GET /api/stats: counters. */
+  stats: toggle(Nothing, true),
+  /** /api/tenants, /budget and what else is the administrator's. */
   admin: toggle(Nothing, true),
   /** `unpriced`: what happens to a model without a known price. */
   budgets: toggle(closed({ unpriced: preset(oneOf('deny', 'allow'), 'deny') }), true),
@@ -120,14 +126,37 @@ export const PluginOptions = closed({
   ),
   otel: toggle(
     closed({
-      endpoint: preset(BaseUrl, 'http://localhost:4317'),
+      /** Of the collector. Absent: this machine, at the port of the protocol: 4317 or 4318. */
+      endpoint: Type.Optional(BaseUrl),
+      /** `/v1/traces` and `/v1/metrics` are added to the endpoint of `http/protobuf`. */
+      protocol: preset(oneOf('grpc', 'http/protobuf'), 'grpc'),
       serviceName: preset(Words, 'fastify-model-gateway'),
-      captureContent: preset(Flag, false)
+      /** Histograms of provider calls. */
+      metrics: preset(Flag, true),
+      /** Prompts and answers in the traces. */
+      captureContent: preset(Flag, false),
+      /** Characters of each of them. */
+      maxContentLength: preset(Count, 4096),
+      /** Names of older dashboards, too. */
+      legacyAttributes: preset(Flag, false),
+      /** Server spans by @opentelemetry/instrumentation-http in place of ours; docs/decisions/0018. */
+      instrumentation: preset(Flag, false)
     }),
     false
   ),
-  /** `public`: GET /metrics needs no admin token. */
-  metrics: toggle(closed({ public: preset(Flag, false) }), true),
+  /**
+   * `public`: GET /metrics needs no admin token. `legacyNames`: names of predecessors as well. `maxModels`, `maxTenants`: how
+   * many become labels; the rest is `other`.
+   */
+  metrics: toggle(
+    closed({
+      public: preset(Flag, false),
+      legacyNames: preset(Type.Array(oneOf('titan')), []),
+      maxModels: preset(Count, 100),
+      maxTenants: preset(Count, 100)
+    }),
+    true
+  ),
   events: toggle(Nothing, true),
   signing: toggle(
     closed({

@@ -9,8 +9,6 @@ export const unbuilt: readonly string[] = [
   'plugins.cache',
   'plugins.structuredOutput',
   'plugins.opa',
-  'plugins.otel',
-  'plugins.metrics',
   'plugins.events',
   'plugins.insights',
   'plugins.realtime'

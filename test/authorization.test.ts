@@ -53,9 +53,12 @@ const table: Readonly<Record<string, Row>> = {
   'DELETE /api/tenants/:id/keys/:keyId': { who: 'admin', status: 204, at: freshKey },
   'GET /api/records': { who: 'admin', status: 200, head: false },
   'GET /api/stats': { who: 'admin', status: 200 },
+  'GET /api/traces': { who: 'admin', status: 200 },
+  'GET /api/health': { who: 'admin', status: 200 },
   'GET /api/audit': { who: 'admin', status: 200 },
   'GET /api/targets': { who: 'admin', status: 200 },
-  'POST /api/routing/reload': { who: 'admin', status: 200 }
+  'POST /api/routing/reload': { who: 'admin', status: 200 },
+  'GET /metrics': { who: 'admin', status: 200 }
 }
 
 async function freshTenant(app: FastifyInstance, number: number): Promise<string> {

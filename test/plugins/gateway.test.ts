@@ -467,15 +467,17 @@ t.test('the kernel', async t => {
     t.throws(() => app.gateway.dependency('fine', () => ({ ok: true })), { message: /'fine' is taken/ })
     t.match(await app.gateway.readiness(), { ok: false, checks: { gateway: { ok: false } } }, 'not ready yet')
     await app.ready()
-    t.strictSame(await app.gateway.readiness(), {
-      ok: false,
-      checks: {
-        gateway: { ok: true, running: 0 },
-        targets: { ok: true, up: ['up/m'], down: [] },
-        fine: { ok: true, latency: 3 },
-        down: { ok: false }
-      }
-    })
+    const { ok, checks } = await app.gateway.readiness()
+    t.equal(ok, false)
+    t.strictSame(
+      Object.entries(checks).map(([name, { ms, ...known }]) => [name, known, typeof ms]),
+      [
+        ['gateway', { ok: true, running: 0 }, 'number'],
+        ['targets', { ok: true, up: ['up/m'], down: [] }, 'number'],
+        ['fine', { ok: true, latency: 3 }, 'number'],
+        ['down', { ok: false }, 'number']
+      ]
+    )
   })
 })
 
