@@ -102,8 +102,7 @@ test('the spans of a call', async t => {
       'gen_ai.usage.cache_read.input_tokens': 30,
       'gen_ai.usage.cache_creation.input_tokens': 10,
       'gen_ai.usage.reasoning.output_tokens': 20,
-      'gen_ai.cost.estimated_usd': 0.0015,
-      'gateway.usage.source': 'reported'
+      'gen_ai.cost.estimated_usd': 0.0015
     }
     t.strictSame(attempt.attributes, {
       'gen_ai.operation.name': 'chat',
@@ -126,10 +125,7 @@ test('the spans of a call', async t => {
       'gateway.model.alias': 'test',
       ...asked,
       'gen_ai.provider.name': 'azure.ai.openai',
-      'gateway.provider.name': 'up',
       'gateway.attempts': 1,
-      'gateway.retries': 0,
-      'gateway.fallbacks': 0,
       'gateway.cache': 'off',
       ...said
     })
@@ -146,7 +142,8 @@ test('the spans of a call', async t => {
     await app.ready()
     await app.gateway.complete({ ...ask, temperature: null, n: 1 }, app.gateway.caller())
     const named = Object.keys({ ...sdk.spans[0]?.attributes, ...sdk.spans[1]?.attributes })
-    for (const name of named) t.notMatch(name, /usage|cost|gen_ai\.request\.(?!model)|output\.type|conversation|server\./)
+    for (const name of named)
+      t.notMatch(name, /usage|cost|gen_ai\.request\.(?!model)|output\.type|conversation|server\./)
   })
 
   t.test('of a stream end when it does, with its times and its last words', async t => {
@@ -189,7 +186,7 @@ test('the spans of a call', async t => {
       message: 'The provider of this model failed: it is ill.'
     })
     t.match(second?.attributes, { 'gateway.attempt.number': 2, 'gateway.provider.name': 'two' })
-    t.match(call?.attributes, { 'gateway.attempts': 2, 'gateway.fallbacks': 1, 'gateway.provider.name': 'two' })
+    t.match(call?.attributes, { 'gateway.attempts': 2, 'gateway.fallbacks': 1, 'gen_ai.provider.name': 'two' })
     t.equal(call?.status.code, SpanStatusCode.UNSET)
   })
 
