@@ -32,6 +32,12 @@ export function newTraceId(): string {
   return id === '00000000000000000000000000000000' ? newTraceId() : id
 }
 
+/** A new span id: 16 hex digits. */
+export function newSpanId(): string {
+  const id = newTraceId().slice(0, 16)
+  return id === '0000000000000000' ? newSpanId() : id
+}
+
 /** What the plugin otel offers. */
 export interface Tracing {
   /** The trace of the span that is active, if there is one. */
