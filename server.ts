@@ -1,15 +1,18 @@
 #!/usr/bin/env node
 import { randomBytes } from 'node:crypto'
 import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { hostname, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { parseArgs, parseEnv } from 'node:util'
 import closeWithGrace from 'close-with-grace'
 import type { FastifyInstance } from 'fastify'
 import { destination, type Logger, pino } from 'pino'
+import { logDestination } from './plugins/request-log/destination.ts'
+import { callLine, callSummary } from './plugins/request-log/line.ts'
 import { tableOf } from './schemas/changes.ts'
 import { type Configuration, type Environment, readConfig, type Settings } from './schemas/config.ts'
 import { ConfigError } from './schemas/faults.ts'
+import type { Log } from './schemas/gateway.ts'
 import { shortHash } from './schemas/hash.ts'
 import { isLoopback } from './schemas/loopback.ts'
 import { usdText } from './schemas/money.ts'
@@ -253,24 +256,31 @@ async function reload({ gateway }: FastifyInstance, log: Logger): Promise<void> 
 }
 
 /** Pretty for a person, JSON lines for everybody else. */
-async function loggerFor({ log }: Settings, terminal: boolean): Promise<Logger> {
-  if (log.destination !== undefined) {
-    openLog(log.destination)
-    return pino(
-      { level: log.level },
-      destination({ dest: log.destination, minLength: 4096, periodicFlush: 1_000, sync: false })
-    )
+async function loggerFor({ log }: Settings, terminal: boolean): Promise<Logger & Log> {
+  const { level } = log
+  if (log.destination === undefined && terminal) {
+    const { default: pretty } = await import('pino-pretty')
+    const logger = pino({ level }, pretty({ ignore: 'pid,hostname', translateTime: 'HH:MM:ss.l' }))
+    return withCalls(logger, (level, record) => logger[level]({ requestId: record.id }, callSummary(record)))
   }
-  if (!terminal) return pino({ level: log.level })
-  const { default: pretty } = await import('pino-pretty')
-  return pino({ level: log.level }, pretty({ ignore: 'pid,hostname', translateTime: 'HH:MM:ss.l' }))
+  const fd = log.destination === undefined ? 1 : openLog(log.destination)
+  const recovered = (lines: number) => logger.warn({ lines }, 'lines of the log are lost: they could not be written')
+  const sink = logDestination({ fd, recovered })
+  process.once('exit', sink.end)
+  const logger = pino({ level }, sink)
+  const bindings = `,"pid":${process.pid},"hostname":${JSON.stringify(hostname())}`
+  return withCalls(logger, (level, record) => sink.write(callLine(level, record, bindings)))
+}
+
+function withCalls(logger: Logger, logCall: NonNullable<Log['logCall']>): Logger & Log {
+  return Object.assign(logger, { logCall })
 }
 
 /** Finds out at the start, not with the first line, that a log cannot be written. */
-function openLog(file: string): void {
+function openLog(file: string): number {
   try {
     mkdirSync(dirname(file), { recursive: true })
-    closeSync(openSync(file, 'a'))
+    return openSync(file, 'a')
   } catch (error) {
     throw new StartError(`log.destination cannot be written: ${error instanceof Error ? error.message : error}`)
   }

@@ -9,9 +9,7 @@ export const unbuilt: readonly string[] = [
   'plugins.cache',
   'plugins.structuredOutput',
   'plugins.opa',
-  'plugins.metrics',
   'plugins.events',
-  'plugins.signing',
   'plugins.insights',
   'plugins.realtime'
 ]

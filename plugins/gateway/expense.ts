@@ -7,7 +7,7 @@ export interface Books {
   cost: NonNullable<Accountant['cost']> | null
   open: NonNullable<Accountant['open']> | null
   /** Somebody who listened to the end of a provider call failed. */
-  failed(error: unknown): void
+  failed(error: unknown, call: Inference): void
 }
 
 /**
@@ -81,7 +81,7 @@ export class Entry implements Expense {
     try {
       listener(this)
     } catch (error) {
-      this.#books.failed(error)
+      this.#books.failed(error, this.inference)
     }
   }
 }

@@ -5,8 +5,13 @@ import type { Frames } from '../../schemas/frames.ts'
 // Prompts and answers in the form of the convention (gen_ai.input.messages and its kin), for those who have asked for them.
 // Text is cut, keys of ours are taken out, and of images, sounds and documents only their kind and size are told.
 
-/** What vendors' keys and tokens look like; ours are `withoutKeys`'s. */
-const foreign = /\b(?:sk|pk|rk|key|ghp|gho|ghs|glpat|hf|xai|gsk|xox[a-z]|AKIA|AIza|ya29\.|eyJ)[-_]?[\w-]{12,}/g
+/** What vendors' keys and tokens look like, those of configuration files too; ours are `withoutKeys`'s. */
+const foreign =
+  /\b(?:(?:sk|pk|rk|gw|key|ghp|gho|ghs|glpat|hf|xai|gsk|xox[a-z])[-_]|AKIA|AIza|ya29\.|eyJ)[\w.-]{11,}\w|\b[Bb]earer +[\w.~+/-]{12,}=*/g
+/** Images and other files that stand in a text. */
+const inline = /\bdata:[\w.+-]+\/[\w.+-]+(?:;[\w=.-]+)*;base64,[\w+/-]*=*/g
+/** More of a text is looked at than is told, so that a key is seen that does not end before the cut. */
+const beyond = 512
 
 type Part = Readonly<Record<string, unknown>>
 
@@ -29,7 +34,7 @@ class Allowance {
   }
 
   take(text: string): string {
-    const kept = redacted(text.slice(0, this.#left))
+    const kept = redacted(text.slice(0, this.#left + beyond)).slice(0, this.#left)
     const rest = text.length - this.#left
     this.#left = Math.max(0, this.#left - text.length)
     return rest > 0 ? `${kept}… (${rest} characters more)` : kept
@@ -153,5 +158,7 @@ function mediaPart(modality: string, source: string): Part {
 }
 
 function redacted(text: string): string {
-  return withoutKeys(text).replace(foreign, '…')
+  return withoutKeys(text)
+    .replace(inline, data => `(${data.length} characters, not captured)`)
+    .replace(foreign, '…')
 }

@@ -64,16 +64,19 @@ export function describeCost(span: Span, nano: number | null): void {
   if (nano !== null) span.setAttribute(is.cost, nano / 1e9)
 }
 
-/**
- * A caller that leaves is no fault: `error.type` says so, the status stays unset. The words of a fault are told where they
- * are ours; what the vendor or we say of a request may quote it.
- */
+/** A caller that leaves is no fault: `error.type` says so, the status stays unset. */
 export function describeError(span: Span, error: unknown): void {
   const type = errorTypeOf(error)
   span.setAttribute(is.error, type)
   if (type === errors.cancelled) return
-  const told = isGatewayError(error) && error.statusCode >= 500 && error.blame !== 'request'
-  span.setStatus({ code: SpanStatusCode.ERROR, message: told ? withoutKeys(error.message) : undefined })
+  span.setStatus({ code: SpanStatusCode.ERROR, message: wordsOf(error) })
+}
+
+/** Our own words of a fault. What a vendor says, which has a cause, and what we say of a request may quote the request. */
+function wordsOf(error: unknown): string | undefined {
+  if (!isGatewayError(error) || error.statusCode < 500 || error.blame === 'request') return undefined
+  if (error.wire !== 'upstream_error' || error.cause === undefined) return withoutKeys(error.message)
+  return error.upstream === null ? undefined : `The provider of this model answered with status ${error.upstream}.`
 }
 
 /** The kind of fault by our own word, the same for spans and metrics: what a vendor calls it may quote the request. */

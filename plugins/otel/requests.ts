@@ -43,7 +43,8 @@ export function createServe(tracer: Tracer, decided: boolean) {
       if (decided) span.updateName(nameOf(method, route))
       describe(span, request, method, route)
       response.on('finish', () => end(span, response, true))
-      response.on('close', () => end(span, response, false))
+      // Others hear of it as well, and what they end is within this.
+      response.on('close', () => process.nextTick(end, span, response, false))
     }
     return traced
   }
