@@ -40,16 +40,19 @@ const answer = {
   system_fingerprint: 'fp_44709d6fcb'
 }
 const words = ['Hello', ' there', ', this', ' is', ' a', ' "quoted"', ' answer', ' from', ' Zürich', '.\n']
-const events = Array.from({ length: chunks }, (_, index) => {
-  const choice = { index: 0, delta: { content: words[index % words.length] }, logprobs: null, finish_reason: null }
-  const chunk = {
-    ...head,
-    object: 'chat.completion.chunk',
-    service_tier: 'default',
-    system_fingerprint: 'fp_44709d6fcb'
-  }
-  return Buffer.from(`data: ${JSON.stringify({ ...chunk, choices: [choice], usage: null, obfuscation: 'aBc12' })}\n\n`)
-})
+/** Chunks of a stream; `like` one another but for their text, or each with a number of its own besides. */
+const eventsOf = like =>
+  Array.from({ length: chunks }, (_, index) => {
+    const choice = { index: 0, delta: { content: words[index % words.length] }, logprobs: null, finish_reason: null }
+    const chunk = {
+      ...head,
+      object: 'chat.completion.chunk',
+      service_tier: 'default',
+      system_fingerprint: 'fp_44709d6fcb'
+    }
+    const more = { usage: null, obfuscation: 'aBc12', ...(!like && { number: index }) }
+    return Buffer.from(`data: ${JSON.stringify({ ...chunk, choices: [choice], ...more })}\n\n`)
+  })
 const raw = Buffer.from(JSON.stringify(answer))
 
 const inference = {
@@ -97,7 +100,7 @@ function whole() {
   if (new SignedWhole(new Given(), mac).raw.length < raw.length) throw new Error('nothing was signed')
 }
 
-function readsOf(perRead) {
+function readsOf(events, perRead) {
   const reads = []
   for (let at = 0; at < events.length; at += perRead) reads.push(Buffer.concat(events.slice(at, at + perRead)))
   return reads
@@ -116,10 +119,14 @@ async function streamed(frames) {
 
 const show = (name, microseconds) => console.log(`${name} ${microseconds.toFixed(2)} µs`)
 show(`signed answer, ${raw.length} bytes`, await cost(whole, 1, 2_000))
-for (const perRead of [1, 20]) {
-  const reads = readsOf(perRead)
+for (const [name, perRead, like] of [
+  ['signed chunk, one a read', 1, true],
+  ['signed chunk, twenty a read', 20, true],
+  ['signed chunk unlike the others, one a read', 1, false]
+]) {
+  const reads = readsOf(eventsOf(like), perRead)
   const bare = await cost(() => streamed(framesOf(reads)), chunks, 60)
   const signed = await cost(() => streamed(new SignedStream(inference, framesOf(reads), mac, null)), chunks, 60)
-  show(`signed chunk, ${perRead} a read`, signed - bare)
+  show(name, signed - bare)
 }
 show('receipt', await cost(() => void receipts.begin(inference).issue('0'.repeat(64), 'gpt-4.1'), 1, 400))

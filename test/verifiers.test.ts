@@ -172,20 +172,20 @@ function completion(): ChatCompletion {
     object: 'chat.completion',
     created: 1_741_569_952,
     model: 'gpt',
-    choices: [{ index: 0, finish_reason: 'stop', message: { role: 'assistant', content: words(40), ...fields(2) } }],
+    choices: [{ index: 0, finish_reason: 'stop', message: { role: 'assistant', content: words(20), ...fields(1) } }],
     ...(random() < 0.5 && { usage: { prompt_tokens: 1, completion_tokens: 2, total_tokens: 3 } }),
-    ...fields(3)
+    ...fields(2)
   }
 }
 
+/** Most streams say one thing after another in the same words around it. */
 function chunksOf(count: number): ChatCompletionChunk[] {
   const head = { id: 'c1', object: 'chat.completion.chunk' as const, created: 1, model: `m${words(1)}` }
+  const same = random() < 0.6 ? [fields(1), fields(2)] : null
   const chunks: ChatCompletionChunk[] = times(count, () => {
-    return {
-      ...head,
-      choices: [{ index: 0, delta: { content: words(8), ...fields(1) }, finish_reason: null }],
-      ...fields(1)
-    }
+    const [inside, beside] = same ?? [fields(1), fields(1)]
+    const delta = { ...inside, content: words(8), ...(random() < 0.1 && { reasoning: words(3) }) }
+    return { ...head, choices: [{ index: 0, delta, finish_reason: null }], ...beside, obfuscation: words(3) }
   })
   return [...chunks, { ...head, choices: [{ index: 0, delta: {}, finish_reason: 'stop' }] }]
 }
@@ -207,7 +207,8 @@ async function* framesOf(chunks: readonly ChatCompletionChunk[]): AsyncGenerator
   const line = pick(['\n', '\n', '\n', '\r\n', '\r'])
   const comment = kind < 0.4 ? `: PROCESSING${line}${line}` : ''
   const done = random() < 0.8 ? `data: [DONE]${line}${line}` : ''
-  const body = chunks.map(chunk => `${comment}data: ${written(chunk)}${line}${line}`).join('') + done
+  const write = random() < 0.7 ? JSON.stringify : written
+  const body = chunks.map(chunk => `${comment}data: ${write(chunk)}${line}${line}`).join('') + done
   const reader = eventReader(1_000_000)
   for (const piece of pieces(Buffer.from(body), { seed: Math.floor(random() * 1e9), max: 2_000 })) {
     const { frames } = reader.read(Buffer.from(piece))

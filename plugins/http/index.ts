@@ -69,8 +69,8 @@ export interface Http {
    */
   before(hook: onRequestHookHandler, failed?: onErrorHookHandler): void
   /**
-   * Shows every request to a route of ours before anything else is done with it, and to an unknown path that is ours. While plugins load, before the
-   * transports.
+   * Shows every request to a route of ours before anything else is done with it, and to an unknown path that is ours.
+   * While plugins load, before the transports.
    */
   watch(watcher: (request: FastifyRequest, reply: FastifyReply) => void): void
   /** Adds headers that every answer of ours carries. While plugins load. */

@@ -29,7 +29,7 @@ export interface MetricsOptions {
   maxTenants?: number
 }
 
-/** GET /metrics: what happens here, as Prometheus reads it. */
+/** GET /metrics: what happens here, as Prometheus reads it. Of HTTP, routes that are registered after it. */
 async function metrics(app: FastifyInstance, options: MetricsOptions): Promise<void> {
   const { gateway } = app
   const { maxModels = 100, maxTenants = 100, legacyNames = [] } = options
@@ -48,8 +48,8 @@ async function metrics(app: FastifyInstance, options: MetricsOptions): Promise<v
     calls.reserve()
     readStanding(gateway, readersOf(families), calls)
   })
-  app.addHook('onClose', async () => stop())
   const stop = measureProcess(families)
+  app.addHook('onClose', async () => stop())
 
   if (gateway.authenticate === undefined && options.public !== true) {
     gateway.log.warn(

@@ -14,7 +14,7 @@ import {
 } from '@opentelemetry/api'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
-import type { Answer, Expense, Inference, Log, Outcome } from '../../schemas/gateway.ts'
+import type { Answer, Dispatch, Expense, Inference, Log, Outcome } from '../../schemas/gateway.ts'
 import type { Attempt } from '../../schemas/provider.ts'
 import { timeNow, timeOf } from './clock.ts'
 import { Heard, inputOf, outputOf } from './content.ts'
@@ -75,10 +75,10 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
     const outer = served instanceof Traced ? served : null
     if (outer?.quiet) {
       inference.traced = outer
-      return context.with(outer.context, next, undefined, inference)
+      return next(inference)
     }
     // A layer outside may ask twice.
-    if (known instanceof Traced) return context.with(known.context, next, undefined, inference)
+    if (known instanceof Traced) return known.quiet ? next(inference) : below(known, inference, next)
     const above = outer?.context ?? contextOf(inference)
     const { alias } = inference.route
     const span = start(legacyAttributes ? legacySpans.inference : `${operation} ${alias}`, SpanKind.INTERNAL, above, {
@@ -90,12 +90,13 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
     inference.facts.traceId = traceId
     const traced = new Traced(above, span, decided)
     inference.traced = traced
-    if (!traced.recording) return context.with(traced.context, next, undefined, inference)
+    if (traced.quiet) return next(inference)
+    if (!traced.recording) return below(traced, inference, next)
     describeCaller(span, inference)
     if (captureContent) traced.heard = new Heard(maxContentLength)
     if (inference.request.stream === true) inference.onFrames(frames => traced.see(frames))
     inference.onSettled(settled)
-    return context.with(traced.context, next, undefined, inference).then(answer => {
+    return below(traced, inference, next).then(answer => {
       traced.answer = answer
       return answer
     })
@@ -114,12 +115,12 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
     const span = start(name, SpanKind.CLIENT, traced.context, beginningOf(target))
     // An SDK of the host that instruments undici sends a context of its own.
     if (decided || !hasSubscribers('undici:request:create')) carry(attempt, span.spanContext())
-    const below = trace.setSpan(traced.context, span)
-    if (!span.isRecording()) return context.with(below, next, undefined, attempt)
+    const inside = trace.setSpan(traced.context, span)
+    if (!span.isRecording()) return context.with(inside, next, undefined, attempt)
     describeAttempt(span, attempt)
     let answer: Answer | null = null
     entry.onEnded(expense => ended(span, expense, traced, answer))
-    return context.with(below, next, undefined, attempt).then(given => {
+    return context.with(inside, next, undefined, attempt).then(given => {
       answer = given
       return given
     })
@@ -203,6 +204,10 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
     const end = Math.max(first, started + outcome.duration)
     tracer.startSpan(legacySpans.stream, { startTime: timeOf(first) }, above).end(timeOf(end))
   }
+}
+
+function below(traced: Traced, inference: Inference, next: Dispatch): Promise<Answer> {
+  return context.with(traced.context, next, undefined, inference)
 }
 
 /** Where a call belongs that came without a request: what its caller says, else what is active. */

@@ -19,19 +19,8 @@ const longest = 256
 
 /** Gives a request its span, unless one of the host's is active; see docs/decisions/0018. */
 export function createServe(tracer: Tracer, decided: boolean) {
-  const names = new Map<string, string>()
   /** Headers in which clients send a context. */
   let fields: readonly string[] = []
-
-  function nameOf(method: string, route: string): string {
-    const key = method + route
-    let name = names.get(key)
-    if (name === undefined) {
-      name = `${method} ${route}`
-      names.set(key, name)
-    }
-    return name
-  }
 
   /** Most clients send none, and then nothing has to be read. */
   function joined(above: Context, headers: IncomingMessage['headers']): Context {
@@ -46,10 +35,12 @@ export function createServe(tracer: Tracer, decided: boolean) {
     if (outer !== undefined) return new Traced(active, outer, decided)
     const method = request.method ?? '_OTHER'
     const above = joined(active, request.headers)
-    const name = route === undefined ? method : nameOf(method, route)
+    // Samplers of our own server do not look at names.
+    const name = decided ? method : nameOf(method, route)
     const span = tracer.startSpan(name, { kind: SpanKind.SERVER, startTime: timeNow() }, above)
     const traced = new Traced(above, span, decided)
     if (traced.recording) {
+      if (decided) span.updateName(nameOf(method, route))
       describe(span, request, method, route)
       response.on('finish', () => end(span, response, true))
       // Others hear of it as well, and what they end is within this.
@@ -57,6 +48,10 @@ export function createServe(tracer: Tracer, decided: boolean) {
     }
     return traced
   }
+}
+
+function nameOf(method: string, route: string | undefined): string {
+  return route === undefined ? method : `${method} ${route}`
 }
 
 function describe(span: Span, request: IncomingMessage, method: string, route: string | undefined): void {

@@ -175,9 +175,15 @@ function readerOf(exporter: PushMetricExporter, buckets: Buckets[], env: Environ
   })
 }
 
+/** One for each set of attributes: two providers may be one to a collector. */
 function cellsIn(buckets: Buckets[]): CellMaker {
+  const known = new Map<string, Buckets>()
   return (instrument, attributes) => {
+    const key = instrument.name + JSON.stringify(attributes)
+    const found = known.get(key)
+    if (found !== undefined) return found
     const cell = new Buckets(instrument, attributes)
+    known.set(key, cell)
     buckets.push(cell)
     return cell
   }

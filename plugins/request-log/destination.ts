@@ -63,6 +63,7 @@ export function logDestination(options: LogDestinationOptions): LogDestination {
       try {
         const taken = write(fd, bytes)
         rest = taken < bytes.length ? bytes.subarray(taken) : null
+        if (taken === 0) return false
       } catch {
         return false
       }

@@ -3,15 +3,13 @@ import { canonical } from '../../schemas/canonical.ts'
 import type { ChatCompletionChunk, CompletionUsage } from '../../schemas/chat.ts'
 import { chunkFrames, type Frames } from '../../schemas/frames.ts'
 import type { Inference } from '../../schemas/gateway.ts'
-import { type Event, eventOf, eventsOf } from './events.ts'
+import { Event, EventReader } from './events.ts'
 import type { Mac } from './mac.ts'
-import { plainOf } from './plain.ts'
 import type { Receipt } from './receipt.ts'
 
 type Read = IteratorResult<Frames, undefined>
 
 const end: Read = { done: true, value: undefined }
-const own = ['x_signature', 'x_signature_final', 'x_receipt']
 
 /**
  * A stream in which each chunk is signed together with its number and the signature before it, and at whose end one more
@@ -24,6 +22,7 @@ export class SignedStream implements AsyncIterableIterator<Frames, undefined> {
   #receipt: Receipt | null
   /** What a receipt says of the stream: its canonical chunks, each with a line feed behind it. */
   #hash: Hash | null
+  #events = new EventReader()
   #count = 0
   #signature = ''
   /** The last chunk that said whose it is. */
@@ -51,7 +50,7 @@ export class SignedStream implements AsyncIterableIterator<Frames, undefined> {
       const read = await reading
       if (read.done) return this.#finish(null, [], '')
       const frames = read.value
-      const events = eventsOf(frames)
+      const events = this.#events.read(frames)
       const text = this.#sign(events)
       // Nothing follows: the end goes out with it.
       if (frames.last && (await this.#endsNow())) return this.#finish(frames, events, text)
@@ -79,12 +78,11 @@ export class SignedStream implements AsyncIterableIterator<Frames, undefined> {
   #sign(events: readonly Event[]): string {
     let written = ''
     for (const event of events) {
-      const { value, text, untouched } = plainOf(event.chunk, own)
-      event.chunk = value
-      event.signature = this.#next(text)
-      if (value.id) this.#sample = value
-      this.#hash?.update(`${text}\n`)
-      written += `data: ${open((untouched ? event.text : null) ?? text)},"x_signature":"${event.signature}"}\n\n`
+      event.signature = this.#next(event.canonical)
+      // One that was not parsed is of the same stream as the one before.
+      if (event.parsed?.id) this.#sample = event.parsed
+      this.#hash?.update(`${event.canonical}\n`)
+      written += `data: ${open(event.text)},"x_signature":"${event.signature}"}\n\n`
     }
     return written
   }
@@ -97,9 +95,10 @@ export class SignedStream implements AsyncIterableIterator<Frames, undefined> {
 
   #finish(frames: Frames | null, events: Event[], before: string): Read {
     this.#over = true
-    const last = eventOf(this.#lastChunk(), null)
+    const chunk = this.#lastChunk()
+    const text = canonical(chunk)
+    const last = new Event(text, text, chunk)
     events.push(last)
-    const text = canonical(last.chunk)
     last.signature = this.#next(text)
     const final = this.#mac(`final\n${this.#count}\n${this.#signature}`)
     const signatures = `"x_signature":"${last.signature}","x_signature_final":"${final}"`

@@ -219,6 +219,24 @@ t.test('layers', async t => {
     nothingLeft(t, app)
   })
 
+  t.test('do not run for an unknown model or a caller who has left, of which those are told who ask', async t => {
+    const lines: string[] = []
+    const app = await host(t, { log: line => lines.push(line) })
+    const told: unknown[] = []
+    app.gateway.onRefused(() => {
+      throw new Error('a listener that fails')
+    })
+    app.gateway.onRefused(error => told.push(error))
+    await app.ready()
+    const { gateway } = app
+    const unknown = await rejection(gateway.complete({ ...ask, model: 'nowhere' }, gateway.caller()))
+    const left = await rejection(gateway.complete(ask, gateway.caller({ signal: AbortSignal.abort() })))
+    await gateway.complete(ask, gateway.caller())
+    t.strictSame(told, [unknown, left])
+    t.match(lines.join(), /a listener that fails/)
+    t.throws(() => gateway.onRefused(() => {}), /refused once the instance is ready/)
+  })
+
   t.test('replace the body of a whole answer', async t => {
     const raw = Buffer.from('{}')
     const up = scripted('up', async () => ({ stream: false, raw, body: completion('before') }))

@@ -3,6 +3,7 @@ import t from 'tap'
 import modelGateway from '../../app.ts'
 import { HealthAnswer } from '../../schemas/admin.ts'
 import { build } from '../helper.ts'
+import { startRedis } from '../services/index.ts'
 import { gate, turn } from '../upstream.ts'
 import { asker, fits } from './admin/fakes.ts'
 import { ask } from './kernel.ts'
@@ -194,4 +195,16 @@ t.test('what the process uses is told to nobody but the administrator', async t 
   for (const url of ['/health', '/ready']) t.notMatch((await app.inject(url)).body, /process|_bytes|cpu|uptime/)
   const open = await build(t, { plugins: { auth: false } })
   t.equal((await open.inject('/api/health')).statusCode, 404)
+})
+
+const redis = await startRedis(t)
+
+t.test('GET /api/health pings Redis', { skip: redis === null }, async t => {
+  const app = await build(t, { store: false, redis: redis?.url, plugins: { auth: { adminToken } } })
+  const ask = asker(app, adminToken)
+  const { checks } = (await ask('GET /api/health')).json()
+  t.match(checks.redis, { ok: true, processes: 1 })
+  t.ok(checks.redis.ms > 0, `${checks.redis.ms} ms`)
+  await redis?.stop()
+  t.match((await ask('GET /api/health')).json(), { ok: false, checks: { redis: { ok: false } } })
 })

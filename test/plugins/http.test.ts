@@ -6,6 +6,10 @@ import Fastify from 'fastify'
 import t, { type Test } from 'tap'
 import { request } from 'undici'
 import modelGateway, { type ModelGatewayOptions, serverOptions } from '../../app.ts'
+import gateway from '../../plugins/gateway/index.ts'
+import http from '../../plugins/http/index.ts'
+import routing from '../../plugins/routing/index.ts'
+import { InvalidApiKey } from '../../schemas/errors.ts'
 import { build, hello, stack, towards } from '../helper.ts'
 import { chunks, completion, failure, json, sse, startUpstream } from '../upstream.ts'
 
@@ -44,6 +48,33 @@ function post(length: number | null, extra = ''): string {
   const framing = length === null ? 'transfer-encoding: chunked' : `content-length: ${length}`
   return `POST ${path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n${framing}\r\n${extra}\r\n`
 }
+
+t.test('whoever watches sees every request of ours first, and no other', async t => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  const seen: string[] = []
+  await app.register(async scope => {
+    await scope.register(gateway)
+    await scope.register(routing, { models: {} })
+    await scope.register(http)
+    scope.gateway.http.watch(({ method, url }, reply) => seen.push(`${method} ${url} ${reply.sent}`))
+    scope.gateway.decorate('authenticate', () => {
+      throw new InvalidApiKey('No.')
+    })
+    scope.register(async inner => {
+      scope.gateway.http.prepare(inner, { open: false })
+      inner.get('/closed', async () => 'x')
+    })
+    scope.register(async inner => {
+      scope.gateway.http.prepare(inner, { open: true })
+      inner.get('/open', async () => 'x')
+    })
+    scope.get('/host', async () => 'x')
+    app.setNotFoundHandler(scope.gateway.http.notFound)
+  })
+  for (const url of ['/closed', '/open', '/host', '/nowhere']) await app.inject(url)
+  t.strictSame(seen, ['GET /closed false', 'GET /open false', 'GET /nowhere false'])
+})
 
 const tooLarge = {
   error: {

@@ -1,5 +1,7 @@
 import { once } from 'node:events'
 import { connect } from 'node:net'
+import { PerformanceObserver } from 'node:perf_hooks'
+import { mock } from 'node:test'
 import Fastify, { type FastifyInstance } from 'fastify'
 import { Counter, register as hostRegistry } from 'prom-client'
 import t, { type Test } from 'tap'
@@ -599,6 +601,16 @@ t.test('an event loop that is blocked is seen', async t => {
     after = await delays()
   }
   t.ok(after.long > long, `${after.long} of ${after.all} looks were more than 100 ms late`)
+})
+
+t.test('what measures the process ends with the gateway, once', async t => {
+  const app = await alone(t)
+  const disconnected = mock.method(PerformanceObserver.prototype, 'disconnect')
+  const cleared = mock.method(globalThis, 'clearInterval')
+  t.teardown(() => mock.restoreAll())
+  await app.close()
+  t.equal(disconnected.mock.callCount(), 1)
+  t.equal(cleared.mock.callCount(), 1)
 })
 
 t.test('Redis that is not there is seen, and does not hold a scrape up', async t => {

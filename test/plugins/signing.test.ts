@@ -8,6 +8,7 @@ import { verifyAnswer, verifyStream } from '../../examples/verify/verify.ts'
 import idempotency from '../../plugins/idempotency/index.ts'
 import signing, { type SigningOptions } from '../../plugins/signing/index.ts'
 import { macOf } from '../../plugins/signing/mac.ts'
+import { patternOf } from '../../plugins/signing/pattern.ts'
 import { eventReader } from '../../providers/sse.ts'
 import { canonical } from '../../schemas/canonical.ts'
 import type { ChatCompletion, ChatCompletionChunk, ChatRequest } from '../../schemas/chat.ts'
@@ -210,6 +211,92 @@ t.test('the JSON of a chunk stays as it came', async t => {
     t.equal(verifyStream(text, secret), 'valid')
   }
 })
+
+t.test('chunks that differ in a text alone are signed as what they are, however they are written', async t => {
+  const head = '"id":"c1","object":"chat.completion.chunk","created":1,"model":"m","one":1.0'
+  const texts = [
+    ...[
+      'a',
+      'b',
+      '',
+      'Grüße',
+      '東京',
+      '👋🏽',
+      '\\n\\t\\"\\\\',
+      '\\/',
+      '\\u0041',
+      '\\u00e9',
+      '\\ud83d',
+      '\\ud83d\\udc4b',
+      '\u2028'
+    ],
+    ...['","role":"x', ' ', 'y'.repeat(5_000), '\\u0022content\\u0022:\\u0022', 'end']
+  ]
+  const kinds: Array<(text: string) => string> = [
+    text => `{"choices":[{"index":0,"delta":{"content":"${text}"},"finish_reason":null}],${head}}`,
+    text => `{${head},"choices":[{"index":0,"delta":{"content": "${text}" }}],"obfuscation":"${text}${text}"}`,
+    text => `{"obfuscation":"${text}x","choices":[{"delta":{"reasoning":"${text}","content":"${text}!"}}],${head}}`,
+    text => `{"choices":[{"delta":{"content":"${text}","content":"the last counts"}}],${head}}`,
+    text => `{"content":"${text}","choices":[{"delta":{"content":"${text}"}}],"__proto__":{"text":"${text}"},${head}}`,
+    text =>
+      `{"a\\"content":"${text}","choices":[{"delta":{"text":"${text}","name":"${text}","refusal":"","thinking":""}}]}`,
+    text => `{"choices":[{"delta":{"content":"${text}"}}],"x_signature":"${text}",${head}}`,
+    text => `{"choices":[{"delta":{"content":"${text}"}}],"x":${texts.indexOf(text)},${head}}`
+  ]
+  for (const [index, kind] of kinds.entries()) {
+    const sent = [...texts, ...texts.toReversed()].map(kind)
+    const events = [...sent.map(json => `data: ${json}\n\n`), `data: ${JSON.stringify(finish())}\n\n`]
+    const { call } = await signed(t, { providers: [scripted('up', sends(...events))] })
+    const text = await written(await call(askStream))
+    t.equal(verifyStream(text, secret), 'valid', `kind ${index}`)
+    const got = text.match(/(?<=^data: )\{[^\n]*/gm) ?? []
+    t.strictSame(got.slice(0, sent.length).map(said), sent.map(said))
+
+    const again = await signed(t, { providers: [scripted('up', sends(...events))] })
+    const chunks = await chunksOf(await again.call(askStream))
+    t.strictSame(
+      chunks.slice(0, sent.length).map(chunk => said(JSON.stringify(chunk))),
+      sent.map(said),
+      'as objects too'
+    )
+  }
+})
+
+t.test('an ordinary chunk is signed by what it has in common with another one', async t => {
+  const event = (content: string, noise = 'x') => JSON.stringify({ ...chunk(content), obfuscation: noise })
+  const pattern = patternOf(event('one'))
+  for (const other of [event('two', ''), event('Grüße "\n\\'), event('', 'y')]) {
+    t.equal(pattern?.canonicalOf(other), canonical(JSON.parse(other)))
+  }
+  for (const other of [
+    event('👋🏽'),
+    event('\ud83d'),
+    event('\u0001'),
+    event('z'.repeat(5_000)),
+    `${event('one')} `,
+    event('one').slice(0, -1),
+    event('one').replace('"one"', '1'),
+    event('one').replace('"one"', '"one'),
+    event('one').replace('"m"', '"n"'),
+    JSON.stringify({ ...chunk('one') })
+  ]) {
+    t.equal(pattern?.canonicalOf(other), null, other.slice(0, 200))
+  }
+  const without = [
+    JSON.stringify(finish()),
+    JSON.stringify({ choices: [], obfuscation: 'x' }),
+    event('z'.repeat(5_000)),
+    '{"choices":[{"delta":{"content":"a","content":"b"}}]}',
+    '{"choices":[],"a":{"text":"1","name":"2"},"b":{"text":"3","name":"4"},"text":"5"}'
+  ]
+  for (const text of without) t.equal(patternOf(text), null, text.slice(0, 200))
+})
+
+/** What JSON says, without our own fields. */
+function said(json: string): unknown {
+  const { x_signature, x_signature_final, ...rest } = JSON.parse(json)
+  return rest
+}
 
 t.test('the usage is signed where it was asked for, and known to the gateway where it was not', async t => {
   for (const wanted of [true, false]) {
