@@ -14,7 +14,6 @@ export function traceIdOf(traceparent: string | undefined): string | null {
   return found[1] ?? null
 }
 
-const digits = 32
 const pool = Buffer.allocUnsafe(256)
 /** Random digits for the next ids, which share their memory: few enough that an id that is kept does not keep much. */
 let drawn = ''
@@ -22,14 +21,25 @@ let next = 0
 
 /** A new trace id: 32 hex digits. */
 export function newTraceId(): string {
-  if (next === drawn.length) {
+  const id = draw(32)
+  // All zeros stand for none.
+  return id === '00000000000000000000000000000000' ? newTraceId() : id
+}
+
+/** A new span id: 16 hex digits. */
+export function newSpanId(): string {
+  const id = draw(16)
+  return id === '0000000000000000' ? newSpanId() : id
+}
+
+function draw(digits: number): string {
+  if (next + digits > drawn.length) {
     drawn = randomFillSync(pool).toString('hex')
     next = 0
   }
   const id = drawn.slice(next, next + digits)
   next += digits
-  // All zeros stand for none.
-  return id === '00000000000000000000000000000000' ? newTraceId() : id
+  return id
 }
 
 /** What the plugin otel offers. */

@@ -47,7 +47,7 @@ export function describeUsage(span: Span, usage: Usage, older: boolean): void {
   const input = inputOf(usage)
   const output = outputOf(usage)
   if (usage.source === 'estimated' && input + output === 0) return
-  span.setAttribute(is.usageSource, usage.source)
+  if (usage.source === 'estimated') span.setAttribute(is.usageSource, usage.source)
   span.setAttribute(is.inputTokens, input)
   span.setAttribute(is.outputTokens, output)
   const written = usage.cacheWrite5m + usage.cacheWrite1h

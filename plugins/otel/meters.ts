@@ -1,5 +1,6 @@
 import type { Attributes, Meter } from '@opentelemetry/api'
 import type { Expense, Target } from '../../schemas/gateway.ts'
+import type { Provider } from '../../schemas/provider.ts'
 import { inputOf, outputOf } from '../../schemas/usage.ts'
 import { errorTypeOf } from './describe.ts'
 import { errors, type Instrument, attributes as is, metricAttributes, metrics } from './names.ts'
@@ -21,37 +22,58 @@ interface Series {
   readonly chunkTime: Cell
 }
 
-/** Names of models may come from callers: what is beyond this is counted together. */
-const mostSeries = 500
+/** What came of the provider calls to one model. */
+interface Endings {
+  settled: Series | null
+  /** By what went wrong. */
+  readonly failed: Map<string, Series>
+}
+
+/** Names of models may come from callers: what is beyond these is counted together, by provider. */
+const mostModels = 200
 
 /**
- * Tells the histograms of provider calls that have ended. Attributes are made once for each target and way to end, so that a
- * call costs a look-up and a few additions.
+ * Tells the histograms of provider calls that have ended. Attributes are made once for each model and way to end, so that a
+ * call costs two look-ups and a few additions.
  */
 export function createMeters(make: CellMaker): (expense: Expense) => void {
-  const known = new Map<string, Series>()
+  const known = new Map<Provider, Map<string, Endings>>()
+  let models = 0
 
-  function seriesOf(target: Target, error: string | null): Series {
-    const key = `${target.provider.name}\n${target.model}\n${error ?? ''}`
-    const found = known.get(key)
+  function endingsOf(provider: Provider, model: string): Endings {
+    let own = known.get(provider)
+    if (own === undefined) known.set(provider, (own = new Map()))
+    const found = own.get(model)
     if (found !== undefined) return found
-    if (known.size < mostSeries) return create(key, target, error)
-    const rest = `${target.provider.name}\n\n`
-    return known.get(rest) ?? create(rest, { ...target, model: errors.other }, null)
+    if (models === mostModels && model !== errors.other) return endingsOf(provider, errors.other)
+    if (model !== errors.other) models++
+    const endings = { settled: null, failed: new Map() }
+    own.set(model, endings)
+    return endings
   }
 
-  function create(key: string, target: Target, error: string | null): Series {
-    const attributes = { ...beginningOf(target), ...(error !== null && { [is.error]: error }) }
+  function seriesOf({ provider, model }: Target, error: string | null): Series {
+    const endings = endingsOf(provider, model)
+    const found = error === null ? endings.settled : endings.failed.get(error)
+    if (found) return found
+    const name = known.get(provider)?.get(model) === endings ? model : errors.other
+    const series = create({ provider, model: name }, error)
+    if (error === null) endings.settled = series
+    else endings.failed.set(error, series)
+    return series
+  }
+
+  function create(target: Pick<Target, 'provider' | 'model'>, error: string | null): Series {
+    const begun = beginningOf(target)
+    const attributes = error === null ? begun : { ...begun, [is.error]: error }
     const tokens = (type: string) => make(metrics.tokens, { ...attributes, [metricAttributes.tokenType]: type })
-    const series = {
+    return {
       duration: make(metrics.duration, attributes),
       input: tokens('input'),
       output: tokens('output'),
       firstChunk: make(metrics.firstChunk, attributes),
       chunkTime: make(metrics.chunkTime, attributes)
     }
-    known.set(key, series)
-    return series
   }
 
   return expense => {

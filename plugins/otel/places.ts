@@ -27,7 +27,7 @@ export function placeOf(provider: Provider): Place {
 }
 
 /** What samplers see of a provider call; the convention wants these from the start. */
-export function beginningOf({ provider, model }: Target): Attributes {
+export function beginningOf({ provider, model }: Pick<Target, 'provider' | 'model'>): Attributes {
   const { provider: name, address, port } = placeOf(provider)
   const begin: Attributes = { [is.operation]: operation, [is.provider]: name, [is.requestModel]: model }
   if (address !== undefined) begin[is.serverAddress] = address

@@ -10,6 +10,7 @@ import {
   type Tracer,
   trace
 } from '@opentelemetry/api'
+import { timeNow } from './clock.ts'
 import { errors, attributes as is } from './names.ts'
 import { Traced } from './traced.ts'
 
@@ -18,20 +19,8 @@ const longest = 256
 
 /** Gives a request its span, unless one of the host's is active; see docs/decisions/0018. */
 export function createServe(tracer: Tracer, decided: boolean) {
-  const options = { kind: SpanKind.SERVER }
-  const names = new Map<string, string>()
   /** Headers in which clients send a context. */
   let fields: readonly string[] = []
-
-  function nameOf(method: string, route: string): string {
-    const key = method + route
-    let name = names.get(key)
-    if (name === undefined) {
-      name = `${method} ${route}`
-      names.set(key, name)
-    }
-    return name
-  }
 
   /** Most clients send none, and then nothing has to be read. */
   function joined(above: Context, headers: IncomingMessage['headers']): Context {
@@ -46,16 +35,23 @@ export function createServe(tracer: Tracer, decided: boolean) {
     if (outer !== undefined) return new Traced(active, outer, decided)
     const method = request.method ?? '_OTHER'
     const above = joined(active, request.headers)
-    const span = tracer.startSpan(route === undefined ? method : nameOf(method, route), options, above)
+    // Samplers of our own server do not look at names.
+    const name = decided ? method : nameOf(method, route)
+    const span = tracer.startSpan(name, { kind: SpanKind.SERVER, startTime: timeNow() }, above)
     const traced = new Traced(above, span, decided)
     if (traced.recording) {
+      if (decided) span.updateName(nameOf(method, route))
       describe(span, request, method, route)
-      response.once('finish', () => end(span, response, true))
+      response.on('finish', () => end(span, response, true))
       // Others hear of it as well, and what they end is within this.
-      response.once('close', () => process.nextTick(end, span, response, false))
+      response.on('close', () => process.nextTick(end, span, response, false))
     }
     return traced
   }
+}
+
+function nameOf(method: string, route: string | undefined): string {
+  return route === undefined ? method : `${method} ${route}`
 }
 
 function describe(span: Span, request: IncomingMessage, method: string, route: string | undefined): void {
@@ -79,5 +75,5 @@ function end(span: Span, response: ServerResponse, whole: boolean): void {
     span.setAttribute(is.error, String(response.statusCode))
     span.setStatus({ code: SpanStatusCode.ERROR })
   }
-  span.end()
+  span.end(timeNow())
 }

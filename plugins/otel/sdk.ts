@@ -16,6 +16,7 @@ import { BatchSpanProcessor, type ReadableSpan, type SpanExporter, type SpanProc
 import { withoutKeys } from '../../schemas/errors.ts'
 import type { Log } from '../../schemas/gateway.ts'
 import type { PluginSettings } from '../../schemas/plugin-options.ts'
+import { newSpanId, newTraceId } from '../../schemas/trace.ts'
 import { Buckets } from './buckets.ts'
 import type { CellMaker } from './meters.ts'
 import { producerOf } from './producer.ts'
@@ -59,6 +60,7 @@ export async function startTelemetry(settings: Settings, env: Environment, log: 
     resourceDetectors: [envDetector, serviceInstanceIdDetector],
     resource: defaultResource().merge(resourceFromAttributes({ 'service.name': defaultName })),
     ...(settings.serviceName !== defaultName && { serviceName: settings.serviceName }),
+    idGenerator: { generateTraceId: newTraceId, generateSpanId: newSpanId },
     instrumentations: settings.instrumentation ? [await instrumentation()] : []
   })
   diag.setLogger(diagnostics(log), { logLevel: DiagLogLevel.WARN, suppressOverrideMessage: true })
@@ -173,9 +175,15 @@ function readerOf(exporter: PushMetricExporter, buckets: Buckets[], env: Environ
   })
 }
 
+/** One for each set of attributes: two providers may be one to a collector. */
 function cellsIn(buckets: Buckets[]): CellMaker {
+  const known = new Map<string, Buckets>()
   return (instrument, attributes) => {
+    const key = instrument.name + JSON.stringify(attributes)
+    const found = known.get(key)
+    if (found !== undefined) return found
     const cell = new Buckets(instrument, attributes)
+    known.set(key, cell)
     buckets.push(cell)
     return cell
   }

@@ -20,7 +20,6 @@ const mostEnds = 8
  * it. A class, because of docs/decisions/0008.
  */
 export class Traced implements Served {
-  readonly context: Context
   readonly span: Span
   readonly recording: boolean
   /** Nothing below it will be recorded. */
@@ -32,13 +31,21 @@ export class Traced implements Served {
   #first: Frames | null = null
   #ends: Frames[] | null = null
   #said: Response | null = null
+  #above: Context
+  #context: Context | null = null
 
   /** @param decided whoever stands below a span that is not recorded is not recorded either */
   constructor(above: Context, span: Span, decided: boolean) {
-    this.context = trace.setSpan(above, span)
+    this.#above = above
     this.span = span
     this.recording = span.isRecording()
     this.quiet = decided && !this.recording
+  }
+
+  /** With the span in it; made where somebody asks. */
+  get context(): Context {
+    this.#context ??= trace.setSpan(this.#above, this.span)
+    return this.#context
   }
 
   get traceId(): string | undefined {

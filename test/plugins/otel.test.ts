@@ -102,8 +102,7 @@ test('the spans of a call', async t => {
       'gen_ai.usage.cache_read.input_tokens': 30,
       'gen_ai.usage.cache_creation.input_tokens': 10,
       'gen_ai.usage.reasoning.output_tokens': 20,
-      'gen_ai.cost.estimated_usd': 0.0015,
-      'gateway.usage.source': 'reported'
+      'gen_ai.cost.estimated_usd': 0.0015
     }
     t.strictSame(attempt.attributes, {
       'gen_ai.operation.name': 'chat',
@@ -126,10 +125,7 @@ test('the spans of a call', async t => {
       'gateway.model.alias': 'test',
       ...asked,
       'gen_ai.provider.name': 'azure.ai.openai',
-      'gateway.provider.name': 'up',
       'gateway.attempts': 1,
-      'gateway.retries': 0,
-      'gateway.fallbacks': 0,
       'gateway.cache': 'off',
       ...said
     })
@@ -190,7 +186,7 @@ test('the spans of a call', async t => {
       message: 'The provider of this model failed: it is ill.'
     })
     t.match(second?.attributes, { 'gateway.attempt.number': 2, 'gateway.provider.name': 'two' })
-    t.match(call?.attributes, { 'gateway.attempts': 2, 'gateway.fallbacks': 1, 'gateway.provider.name': 'two' })
+    t.match(call?.attributes, { 'gateway.attempts': 2, 'gateway.fallbacks': 1, 'gen_ai.provider.name': 'two' })
     t.equal(call?.status.code, SpanStatusCode.UNSET)
   })
 
@@ -467,9 +463,7 @@ test('over HTTP', async t => {
     await t.resolves(until(() => sdk.spans.length === 3))
     const [attempt, call, server] = sdk.spans
     t.equal(server?.kind, SpanKind.SERVER)
-    // The SDK begins each span by a clock of whole milliseconds.
-    const early = 1e6
-    t.ok(ends(server) + early >= ends(call) && ends(call) + early >= ends(attempt))
+    t.ok(ends(server) >= ends(call) && ends(call) >= ends(attempt))
   })
 
   t.test('a client that leaves says so', async t => {
@@ -697,7 +691,7 @@ test('metrics', async t => {
     })
     const provider = scripted('up')
     for (let index = 0; index < 2_000; index++) measure(ended({ provider, model: `m${index}` }))
-    t.equal(made.length, 501)
+    t.equal(made.length, 201)
     t.equal(made.at(-1)?.['gen_ai.request.model'], '_OTHER')
   })
 
