@@ -11,7 +11,6 @@ export const unbuilt: readonly string[] = [
   'plugins.opa',
   'plugins.otel',
   'plugins.metrics',
-  'plugins.events',
   'plugins.signing',
   'plugins.insights',
   'plugins.realtime'

@@ -76,7 +76,7 @@ t.test('an empty configuration has every default', async t => {
       opa: false,
       otel: false,
       metrics: { public: false },
-      events: {},
+      events: { stream: 'agent.events', maxLength: 10_000, kept: 1_000, buffer: 1_048_576, subscribers: 2_000 },
       signing: false,
       insights: false,
       realtime: false
