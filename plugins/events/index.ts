@@ -182,12 +182,15 @@ async function events(app: FastifyInstance, options: EventsOptions): Promise<voi
     })
 
     const close = openDoor(app.server, `${scope.prefix}${path}`, (request, response) => app.routing(request, response))
-    // A server waits for its connections, so they end before it does.
-    scope.addHook('preClose', async () => {
-      closing = true
-      hub.close()
+    // Added when everything else was, this hook is the first of all; the calls that run have their grace after it.
+    scope.addHook('onReady', async () => {
+      scope.addHook('onClose', async () => {
+        closing = true
+        hub.close()
+      })
     })
-    scope.addHook('onClose', async () => {
+    // The server waits for its connections, so they end before it does.
+    scope.addHook('preClose', async () => {
       close()
       await hub.emptied(farewell)
       peers.close()
