@@ -21,7 +21,7 @@ export function tellOfCalls(gateway: Gateway): void {
       ...aboutCall(inference),
       stream: record.stream,
       provider: record.provider,
-      target_model: record.target,
+      target_model: record.target === null ? null : name(record.target),
       status,
       http_status: httpStatus,
       ...taken(error, usage, cost, duration, firstToken),
@@ -69,7 +69,7 @@ async function streamed(events: EventBus, inference: Inference, next: Dispatch):
     events.emit('model.streaming.start', {
       ...aboutCall(inference),
       provider: target?.provider.name ?? null,
-      target_model: target?.model ?? null,
+      target_model: target === null ? null : name(target.model),
       first_token_ms: rounded(firstToken)
     })
   }

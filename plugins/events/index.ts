@@ -220,8 +220,7 @@ function connect(url: string): Redis {
 
 /** A second one, whose reads wait until something comes. */
 function reader(redis: Redis): Redis {
-  const options = { lazyConnect: false, enableOfflineQueue: true, maxRetriesPerRequest: null, socketTimeout: 15_000 }
-  return quiet(redis.duplicate(options))
+  return quiet(redis.duplicate({ lazyConnect: false, enableOfflineQueue: true, socketTimeout: 15_000 }))
 }
 
 /** Whoever uses it hears of every fault in another way. */

@@ -70,6 +70,7 @@ export function createWriter(options: WriterOptions): Writer {
   const { redis, stream, guard, maxLength, mostEvents, mostLength, bus, log, timers = realTimers } = options
   /** Type, data, type, data. */
   let waiting: string[] = []
+  /** Characters of what waits and of what is being written. */
   let length = 0
   let batch: string[] = []
   /** Another process may have had the same name. */
@@ -85,7 +86,7 @@ export function createWriter(options: WriterOptions): Writer {
 
   function add(type: string, data: string): void {
     const size = type.length + data.length
-    if (waiting.length >= 2 * mostEvents || length + size > mostLength) {
+    if (waiting.length + batch.length >= 2 * mostEvents || length + size > mostLength) {
       dropped++
       untold++
       return
@@ -118,6 +119,7 @@ export function createWriter(options: WriterOptions): Writer {
       while (batch.length > 0 || waiting.length > 0) {
         if (batch.length === 0) take()
         await within(write(batch))
+        for (const text of batch) length -= text.length
         batch = []
         if (fault !== null || untold > 0) recovered()
       }
@@ -131,7 +133,6 @@ export function createWriter(options: WriterOptions): Writer {
     const rest = waiting.length > 2 * batchSize ? waiting.slice(2 * batchSize) : []
     batch = rest.length === 0 ? waiting : waiting.slice(0, 2 * batchSize)
     waiting = rest
-    length = rest.length === 0 ? 0 : length - batch.reduce((sum, text) => sum + text.length, 0)
     number++
   }
 
