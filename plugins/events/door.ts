@@ -23,9 +23,11 @@ const doors = new WeakMap<Server, Door>()
 const upgrades = new WeakMap<IncomingMessage, Upgrade>()
 const callback = 'shouldUpgradeCallback'
 
-/** The connection behind a request that came through a door; undefined for every other request. */
-export function upgradeOf(request: IncomingMessage): Upgrade | undefined {
-  return upgrades.get(request)
+/** The connection behind a request that came through a door, once; undefined for every other request. */
+export function takeUpgrade(request: IncomingMessage): Upgrade | undefined {
+  const upgrade = upgrades.get(request)
+  upgrades.delete(request)
+  return upgrade
 }
 
 /** Sends upgrades to one path of a server through its router. @returns what ends it */
@@ -71,7 +73,9 @@ function createDoor(server: Server): Door {
     upgrades.set(request, { socket, head })
     // Other listeners come now. @fastify/websocket sends every upgrade through the router itself.
     process.nextTick(() => {
-      if (!isTaken(socket) && !socket.destroyed) send(request, socket, route)
+      const answering = answerOn(socket)
+      if (answering !== null) endWith(answering, socket)
+      else if (upgrades.has(request) && !socket.destroyed) send(request, socket, route)
     })
   }
 
@@ -95,19 +99,27 @@ function createDoor(server: Server): Door {
 function send(request: IncomingMessage, socket: Socket, route: Route): void {
   const response = new ServerResponse(request)
   response.shouldKeepAlive = false
-  response.on('finish', () => {
-    response.detachSocket(socket)
-    socket.destroySoon()
-  })
+  endWith(response, socket)
   // Nobody else looks after this socket until it is upgraded.
   socket.on('error', () => socket.destroy())
   response.assignSocket(socket)
   route(request, response)
 }
 
-/** Somebody answers on it already; Node keeps whom in this field. */
-function isTaken(socket: Socket): boolean {
-  return Reflect.get(socket, '_httpMessage') instanceof ServerResponse
+/** A refusal is the last that is said on a connection which nobody reads: its client could leave unseen. */
+function endWith(response: ServerResponse, socket: Socket): void {
+  const end = () => {
+    if (answerOn(socket) === response) response.detachSocket(socket)
+    socket.destroySoon()
+  }
+  if (response.writableFinished) end()
+  else response.once('finish', end)
+}
+
+/** Who answers on it; Node keeps whom in this field. */
+function answerOn(socket: Socket): ServerResponse | null {
+  const message: unknown = Reflect.get(socket, '_httpMessage')
+  return message instanceof ServerResponse ? message : null
 }
 
 function hasBody({ headers }: IncomingMessage): boolean {

@@ -13,7 +13,7 @@ import {
 import type { Principal } from '../../schemas/gateway.ts'
 import { isRecord } from '../../schemas/reader.ts'
 import { tellOfCalls } from './calls.ts'
-import { openDoor, upgradeOf } from './door.ts'
+import { openDoor, takeUpgrade } from './door.ts'
 import { type Wish, wishOf } from './filter.ts'
 import { createHub, type Hub, type Reader, type Sink } from './hub.ts'
 import { dataOf, type Item, parsed } from './item.ts'
@@ -158,7 +158,7 @@ async function events(app: FastifyInstance, options: EventsOptions): Promise<voi
         exposeHeadRoute: false,
         // Not in the handler: @fastify/websocket, where a host has it, puts one of its own around every handler.
         preHandler(request, reply, done) {
-          const upgrade = upgradeOf(request.raw)
+          const upgrade = takeUpgrade(request.raw)
           if (upgrade === undefined) return done()
           const { wish, reader } = admitted(request)
           checkHandshake(request)

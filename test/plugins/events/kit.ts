@@ -109,9 +109,10 @@ export async function refusedSocket(
 ) {
   const socket = new WebSocket(`${url.replace('http', 'ws')}${path}${query}`, { headers })
   socket.on('error', () => {})
-  const [, response] = await once(socket, 'unexpected-response')
+  const [request, response] = await once(socket, 'unexpected-response')
   let text = ''
   for await (const part of response) text += part
+  request.destroy()
   return { status: response.statusCode as number, headers: response.headers, body: JSON.parse(text) }
 }
 
