@@ -1,6 +1,8 @@
 // What events cost the event loop for each call: `node bench/events.mjs [rounds] [redis://…]`. Kernels in one process that differ
 // only in the plugin and in who listens; rounds alternate, CPU time of the main thread only, medians. Without a URL there is
 // no row for Redis.
+import { once } from 'node:events'
+import { Worker } from 'node:worker_threads'
 import Fastify from 'fastify'
 import auth from '../plugins/auth/index.ts'
 import events from '../plugins/events/index.ts'
@@ -44,15 +46,21 @@ async function kernel(options) {
 
 function ignore() {}
 
-/** So many readers of server-sent events. In this process too, so what they take to read is part of the figure. */
-async function listenTo(app, readers) {
+/** Reads server-sent events in a thread of its own: what a reader takes to read is not the gateway's cost. */
+async function listenTo(app) {
   const { port } = app.server.address()
-  for (let count = 0; count < readers; count++) {
-    const response = await fetch(`http://127.0.0.1:${port}/events`, { headers: { authorization: 'Bearer token' } })
-    void (async () => {
-      for await (const _part of response.body);
-    })().catch(() => {})
-  }
+  const code = `
+    const { get } = require('node:http')
+    const { parentPort } = require('node:worker_threads')
+    const headers = { authorization: 'Bearer token' }
+    get({ port: ${port}, host: '127.0.0.1', path: '/events', headers }, response => {
+      response.resume()
+      response.once('data', () => parentPort.postMessage('ready'))
+      response.on('error', () => {})
+    }).on('error', () => {})`
+  const reader = new Worker(code, { eval: true })
+  await once(reader, 'message')
+  return reader
 }
 
 /** Microseconds of this thread for each call. */
@@ -79,7 +87,7 @@ const rows = [
   ['one reader of server-sent events', await kernel({})]
 ]
 rows[2][1].gateway.events.on(ignore)
-await listenTo(rows[3][1], 1)
+const reader = await listenTo(rows[3][1])
 if (redis !== undefined) rows.push(['Redis', await kernel({ url: redis, stream: 'bench.events' })])
 
 const found = rows.map(() => [])
@@ -98,3 +106,4 @@ for (let row = 0; row < rows.length; row++) {
 }
 console.log(`4 events per call; ${rounds} rounds of ${calls} calls; base ${base.toFixed(2)} µs`)
 for (const [, app] of rows) await app.close()
+await reader.terminate()

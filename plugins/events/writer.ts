@@ -139,7 +139,7 @@ export function createWriter(options: WriterOptions): Writer {
 
   async function write(entries: readonly string[]): Promise<void> {
     if (redis.status === 'wait' || redis.status === 'end') await redis.connect()
-    const args = [stream, guard, `${run}:${number}`, String(maxLength), String(guardFor), entries.join('')]
+    const args = [stream, guard, `${run}:${number}`, maxLength, guardFor, Buffer.from(entries.join(''))]
     try {
       await redis.evalsha(scriptHash, 2, ...args)
     } catch (error) {
