@@ -16,7 +16,7 @@ export interface CallRecord {
   readonly key: string | null
   readonly caller: Principal['kind']
   readonly lane: Origin['lane']
-  /** What was asked for: the alias. */
+  /** What was asked for: the alias. Callers may write anything where a name belongs: keys are taken out of both. */
   readonly model: string
   readonly stream: boolean
   /** Of the target that answered, or was tried last; null where none was. */
@@ -63,10 +63,10 @@ export function recordOf(inference: Inference, outcome: Omit<Outcome, 'record'>)
     key: principal.key,
     caller: principal.kind,
     lane: inference.origin.lane,
-    model: inference.route.alias,
+    model: withoutKeys(inference.route.alias),
     stream: inference.request.stream === true,
     provider: target === null ? null : target.provider.name,
-    target: target === null ? null : target.model,
+    target: target === null ? null : withoutKeys(target.model),
     status,
     httpStatus,
     error,

@@ -165,9 +165,13 @@ async function events(app: FastifyInstance, options: EventsOptions): Promise<voi
           const { socket, head } = upgrade
           reply.hijack()
           reply.raw.detachSocket(socket)
+          const ids = [`x-request-id: ${gateway.http.id(request)}`, `x-trace-id: ${gateway.http.traceId(request)}`]
+          const name = (headers: string[]) => void headers.push(...ids)
+          peers.on('headers', name)
           peers.handleUpgrade(request.raw, socket, head, peer => {
             subscribe(wish, reader, gone => webSocketSink(peer, socket, gone))
           })
+          peers.off('headers', name)
         }
       },
       (request, reply) => {

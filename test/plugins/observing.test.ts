@@ -162,6 +162,14 @@ test('the record of a call', async t => {
     t.equal(outcomes[0]?.record, record, 'it is made once')
   })
 
+  t.test('does not repeat a key that stands where a name belongs', async t => {
+    const key = 'gw_abcdefghijkl_secretsecret'
+    const routing = { models: {}, routing: { passThrough: true } }
+    const { gateway, outcomes } = await watched(t, { routing, providers: [scripted('up')] })
+    await gateway.complete({ ...ask, model: `up/${key}` }, gateway.caller())
+    t.match(outcomes[0]?.record, { model: 'up/gw_…', target: 'gw_…' })
+  })
+
   t.test('counts repeats and moves apart', async t => {
     const targets = [
       { provider: 'one', model: 'm' },

@@ -610,6 +610,68 @@ test('content', async t => {
   })
 })
 
+test('what has a form of its own is not captured, and its spans end', async t => {
+  const bodies = {
+    'no choices': {},
+    'no message': { choices: [{ index: 0, text: 'Hello' }] },
+    'arguments that are no text': {
+      choices: [{ message: { tool_calls: [{ function: { name: 'f', arguments: {} } }] } }]
+    },
+    'a part that is null': { choices: [{ message: { content: [null] } }] }
+  }
+  for (const [name, body] of Object.entries(bodies)) {
+    await t.test(name, async t => {
+      const sdk = record(t)
+      const lines: string[] = []
+      const raw = Buffer.from(JSON.stringify(body))
+      const send = async () => ({ stream: false as const, raw, body: JSON.parse(raw.toString()) })
+      const { gateway } = await traced(t, {
+        otel: { captureContent: true },
+        providers: [scripted('up', send)],
+        log: line => void lines.push(line)
+      })
+      await gateway.complete(ask, gateway.caller())
+      t.same(drawn(sdk.spans), ['internal chat test', '  client chat m'])
+      t.same(lines, [])
+    })
+  }
+  await t.test('a chunk', async t => {
+    const sdk = record(t)
+    const lines: string[] = []
+    const odd = JSON.parse('{"choices":[{"index":0,"delta":{"tool_calls":[null]}}]}')
+    const { gateway } = await traced(t, {
+      otel: { captureContent: true },
+      providers: [scripted('up', streams(...[chunk('a'), odd, chunk('b'), finish()].map(one => chunkFrames([one]))))],
+      log: line => void lines.push(line)
+    })
+    await textOf(await gateway.complete(askStream, gateway.caller()))
+    t.same(drawn(sdk.spans), ['internal chat test', '  client chat m'])
+    t.same(sdk.spans.at(-1)?.attributes['gen_ai.response.finish_reasons'], ['stop'])
+    t.same(lines, [])
+  })
+})
+
+test('keys that stand where names belong are not told', async t => {
+  const sdk = record(t)
+  const key = 'gw_abcdefghijkl_secretsecret'
+  const { gateway } = await traced(t, {
+    routing: { models: {}, routing: { passThrough: true } },
+    providers: [scripted('up')]
+  })
+  await gateway.complete({ ...ask, model: `up/${key}` }, gateway.caller())
+  t.same(drawn(sdk.spans), ['internal chat up/gw_…', '  client chat gw_…'])
+  t.notMatch(JSON.stringify(sdk.spans.map(({ name, attributes }) => [name, attributes])), key)
+  const points = await sdk.points('gen_ai.client.operation.duration')
+  t.equal(points.length, 1)
+  t.notMatch(JSON.stringify(points), key)
+
+  const app = await build(t, { plugins: { otel: {} } })
+  await app.inject({ url: `/v1/models/${key}`, headers: { 'user-agent': key } })
+  const server = sdk.spans.at(-1)
+  t.equal(server?.kind, SpanKind.SERVER)
+  t.notMatch(JSON.stringify(server?.attributes), key)
+})
+
 test('older names', async t => {
   const sdk = record(t)
   const { gateway } = await traced(t, {
