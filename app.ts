@@ -13,15 +13,21 @@ import http from './plugins/http/index.ts'
 import idempotency from './plugins/idempotency/index.ts'
 import ledger from './plugins/ledger/index.ts'
 import limits from './plugins/limits/index.ts'
+import metrics from './plugins/metrics/index.ts'
 import models from './plugins/models.ts'
+import type { Telemetry } from './plugins/otel/sdk.ts'
 import pricing from './plugins/pricing/index.ts'
 import proxy from './plugins/proxy.ts'
 import rateLimit from './plugins/rate-limit.ts'
+import requestLog from './plugins/request-log/index.ts'
 import routing from './plugins/routing/index.ts'
 import sensible from './plugins/sensible.ts'
 import shared from './plugins/shared/index.ts'
+import signing from './plugins/signing/index.ts'
+import stats from './plugins/stats.ts'
 import store from './plugins/store/index.ts'
 import tenantsPlugin from './plugins/tenants/index.ts'
+import traces from './plugins/traces.ts'
 import anthropic from './providers/anthropic.ts'
 import azureOpenAI from './providers/azure-openai.ts'
 import echo from './providers/echo.ts'
@@ -56,6 +62,8 @@ export interface Standalone {
   log: Log
   /** The admin token was made up, not set by anybody: it does not close anonymous access. */
   adminTokenGenerated: boolean
+  /** The OpenTelemetry SDK that it has started. */
+  telemetry?: Telemetry
 }
 
 /** The gateway in reading order. Everything lives in the scope that it is given. */
@@ -71,6 +79,10 @@ async function gatewayApp(
   // the kernel, and what it routes to
   await app.register(gateway, { shutdownGrace: server.shutdownGrace, log: standalone?.log })
   await app.register(routing, { ...settings, hash, source: standalone?.source })
+  if (plugins.otel) {
+    const { default: otel } = await import('./plugins/otel/index.ts')
+    await app.register(otel, { ...plugins.otel, telemetry: standalone?.telemetry })
+  }
   for (const [name, provider] of Object.entries(settings.providers)) {
     if (!provider.enabled) continue
     if (provider.type === 'openai') await app.register(openai, { ...provider, name })
@@ -94,6 +106,9 @@ async function gatewayApp(
   if (server.cors) await app.register(cors, server.cors)
   if (plugins.rateLimit) await app.register(rateLimit, plugins.rateLimit)
 
+  // what leaves
+  if (plugins.signing) await app.register(signing, plugins.signing)
+
   // who may call, and for how much
   if (plugins.auth) await app.register(auth, { ...standalone, ...plugins.auth, tenants, origins })
   if (plugins.tenants) await app.register(tenantsPlugin, { ...plugins.tenants, tenants })
@@ -102,6 +117,12 @@ async function gatewayApp(
   if (plugins.pricing) await app.register(pricing, plugins.pricing)
   if (plugins.budgets && plugins.pricing) await app.register(budgets, { ...plugins.budgets, gateway: settings.budget })
   if (plugins.ledger && storeUrl) await app.register(ledger, { ...plugins.ledger, ...journalOf(settings) })
+
+  // what happens, for those who watch
+  if (plugins.requestLog) await app.register(requestLog)
+  if (plugins.traces) await app.register(traces)
+  if (plugins.stats) await app.register(stats)
+  if (plugins.metrics) await app.register(metrics, plugins.metrics)
 
   // transports, each in its own scope
   if (plugins.chatCompletions) await app.register(chatCompletions, { ...server, direct: standalone !== undefined })
@@ -187,6 +208,7 @@ export type { GatewayOptions } from './plugins/gateway/index.ts'
 export type { Http } from './plugins/http/index.ts'
 export { serverOptions } from './plugins/http/server.ts'
 export type { Providers, RoutingOptions } from './plugins/routing/index.ts'
+export type { Signing } from './plugins/signing/index.ts'
 export { ConfigError } from './schemas/faults.ts'
 export type { Caller, Completed, Gateway, Inference, Layer } from './schemas/gateway.ts'
 export type { Provider } from './schemas/provider.ts'

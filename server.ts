@@ -1,15 +1,18 @@
 #!/usr/bin/env node
 import { randomBytes } from 'node:crypto'
 import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { hostname, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { parseArgs, parseEnv } from 'node:util'
 import closeWithGrace from 'close-with-grace'
-import Fastify, { type FastifyInstance } from 'fastify'
+import type { FastifyInstance } from 'fastify'
 import { destination, type Logger, pino } from 'pino'
-import modelGateway, { ConfigError, readConfig, serverOptions, verifyBooks } from './app.ts'
+import { logDestination } from './plugins/request-log/destination.ts'
+import { callLine, callSummary } from './plugins/request-log/line.ts'
 import { tableOf } from './schemas/changes.ts'
-import type { Configuration, Environment, Settings } from './schemas/config.ts'
+import { type Configuration, type Environment, readConfig, type Settings } from './schemas/config.ts'
+import { ConfigError } from './schemas/faults.ts'
+import type { Log } from './schemas/gateway.ts'
 import { shortHash } from './schemas/hash.ts'
 import { isLoopback } from './schemas/loopback.ts'
 import { usdText } from './schemas/money.ts'
@@ -129,6 +132,7 @@ function refuseOpenDoor({ server, plugins, tenants }: Settings): void {
 /** Says what differs; exits with 1 if anything does. */
 async function verify(settings: Settings): Promise<void> {
   const log = pino({ level: 'warn' }, destination({ dest: 2, sync: true }))
+  const { verifyBooks } = await import('./app.ts')
   const { rows, balances, differences } = await verifyBooks(settings, log).catch(error => {
     throw new StartError(`The books cannot be verified: ${error instanceof Error ? error.message : error}`)
   })
@@ -151,16 +155,23 @@ async function start(configuration: Configuration, read: () => Promise<Configura
   const settings = token === null ? written : withAdminToken(written, token.value)
 
   const log = await loggerFor(settings, terminal)
+  // What instruments modules has to be there before they are loaded.
+  const telemetry = await telemetryFor(settings, log)
+  const [{ default: Fastify }, { default: modelGateway, serverOptions }] = await Promise.all([
+    import('fastify'),
+    import('./app.ts')
+  ])
   // Fastify keeps a start time, two listeners and a logger for each request of a server that logs; our lines come from
   // the gateway itself.
   const app = Fastify({ ...serverOptions(server), logger: false })
-  const delay = server.shutdownGrace + 5_000
+  const delay = server.shutdownGrace + (telemetry === undefined ? 5_000 : 8_000)
   const grace = closeWithGrace({ delay, logger: log, skip: ['SIGHUP'] }, async ({ signal, err }) => {
     if (err) log.error({ err }, 'closing after an error that nobody caught')
     else log.info({ signal }, 'closing')
     // Who has not taken the end of an answer by then, or not sent the end of a request, is cut off.
     setTimeout(() => app.server.closeAllConnections(), server.shutdownGrace + 1_000)
     await app.close()
+    await telemetry?.stop()
   })
 
   // Whoever asks before everything is there does not ask in vain, and does not end the process.
@@ -174,7 +185,7 @@ async function start(configuration: Configuration, read: () => Promise<Configura
 
   try {
     const source = sourceOf(configuration, read)
-    const standalone = { settings, hash, source, log, adminTokenGenerated: token !== null }
+    const standalone = { settings, hash, source, log, adminTokenGenerated: token !== null, telemetry }
     await app.register(modelGateway, { standalone })
     const url = await app.listen({ host: server.host, port: server.port })
     log.info({ url, config: shortHash(hash) }, 'listening')
@@ -187,6 +198,7 @@ async function start(configuration: Configuration, read: () => Promise<Configura
   } catch (error) {
     grace.uninstall()
     await app.close()
+    await telemetry?.stop()
     throw new StartError(`The gateway cannot start: ${error instanceof Error ? error.message : error}`)
   }
 }
@@ -194,6 +206,17 @@ async function start(configuration: Configuration, read: () => Promise<Configura
 function withAdminToken(settings: Settings, adminToken: string): Settings {
   const { plugins } = settings
   return plugins.auth ? { ...settings, plugins: { ...plugins, auth: { ...plugins.auth, adminToken } } } : settings
+}
+
+/** Starts OpenTelemetry where it is asked for; its packages are loaded only then. */
+async function telemetryFor({ plugins }: Settings, log: Logger) {
+  if (plugins.otel === false) return undefined
+  try {
+    const { startTelemetry } = await import('./plugins/otel/sdk.ts')
+    return await startTelemetry(plugins.otel, process.env, log)
+  } catch (error) {
+    throw new StartError(`OpenTelemetry cannot start: ${error instanceof Error ? error.message : error}`)
+  }
 }
 
 /** The routing table as the same file and the environment say now. What would stop a start is a fault here too. */
@@ -233,24 +256,31 @@ async function reload({ gateway }: FastifyInstance, log: Logger): Promise<void> 
 }
 
 /** Pretty for a person, JSON lines for everybody else. */
-async function loggerFor({ log }: Settings, terminal: boolean): Promise<Logger> {
-  if (log.destination !== undefined) {
-    openLog(log.destination)
-    return pino(
-      { level: log.level },
-      destination({ dest: log.destination, minLength: 4096, periodicFlush: 1_000, sync: false })
-    )
+async function loggerFor({ log }: Settings, terminal: boolean): Promise<Logger & Log> {
+  const { level } = log
+  if (log.destination === undefined && terminal) {
+    const { default: pretty } = await import('pino-pretty')
+    const logger = pino({ level }, pretty({ ignore: 'pid,hostname', translateTime: 'HH:MM:ss.l' }))
+    return withCalls(logger, (level, record) => logger[level]({ requestId: record.id }, callSummary(record)))
   }
-  if (!terminal) return pino({ level: log.level })
-  const { default: pretty } = await import('pino-pretty')
-  return pino({ level: log.level }, pretty({ ignore: 'pid,hostname', translateTime: 'HH:MM:ss.l' }))
+  const fd = log.destination === undefined ? 1 : openLog(log.destination)
+  const recovered = (lines: number) => logger.warn({ lines }, 'lines of the log are lost: they could not be written')
+  const sink = logDestination({ fd, recovered })
+  process.once('exit', sink.end)
+  const logger = pino({ level }, sink)
+  const bindings = `,"pid":${process.pid},"hostname":${JSON.stringify(hostname())}`
+  return withCalls(logger, (level, record) => sink.write(callLine(level, record, bindings)))
+}
+
+function withCalls(logger: Logger, logCall: NonNullable<Log['logCall']>): Logger & Log {
+  return Object.assign(logger, { logCall })
 }
 
 /** Finds out at the start, not with the first line, that a log cannot be written. */
-function openLog(file: string): void {
+function openLog(file: string): number {
   try {
     mkdirSync(dirname(file), { recursive: true })
-    closeSync(openSync(file, 'a'))
+    return openSync(file, 'a')
   } catch (error) {
     throw new StartError(`log.destination cannot be written: ${error instanceof Error ? error.message : error}`)
   }

@@ -29,6 +29,8 @@ const exposed = [
   'x-gateway-warnings',
   'x-gateway-budget-remaining-usd',
   'x-gateway-degraded',
+  'x-gateway-key-id',
+  'x-gateway-receipt',
   'idempotency-replayed'
 ]
 

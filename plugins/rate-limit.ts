@@ -4,6 +4,17 @@ import fp from 'fastify-plugin'
 import { detail, isGatewayError, RateLimitExceeded } from '../schemas/errors.ts'
 import { createRecent } from '../schemas/recent.ts'
 
+declare module '../schemas/gateway.ts' {
+  interface Gateway {
+    rateLimit?: RateLimit
+  }
+}
+
+export interface RateLimit {
+  /** Requests refused since the start of this process: too many of an address, too many with a wrong key. */
+  readonly refused: { readonly address: number; readonly credentials: number }
+}
+
 export interface RateLimitOptions {
   /** Requests of one address in a window. Default 600. */
   max?: number
@@ -37,7 +48,10 @@ async function rateLimit(app: FastifyInstance, options: RateLimitOptions): Promi
   const networks = createRecent<string>(addresses)
   /** Addresses that are shut out, and until when. */
   const shut = createRecent<number>(addresses)
+  const refused = { address: 0, credentials: 0 }
   let anyShut = false
+
+  gateway.decorate('rateLimit', { refused })
 
   const networkOf = ({ ip = '' }: Asking): string => {
     const address = ip.slice(0, longestAddress)
@@ -63,18 +77,17 @@ async function rateLimit(app: FastifyInstance, options: RateLimitOptions): Promi
       if (!hasAddress(request)) return done()
       if (anyShut) {
         const wait = (shut.get(networkOf(request)) ?? 0) - Date.now()
-        if (wait > 0) return done(refusal('Too many requests with a wrong or missing API key from this address.', wait))
+        if (wait > 0) {
+          refused.credentials++
+          return done(refusal('Too many requests with a wrong or missing API key from this address.', wait))
+        }
       }
       countRequest(request).then(
         counted => {
-          if (counted.isAllowed || !counted.isExceeded) done()
-          else
-            done(
-              refusal(
-                `Too many requests from this address: ${max} are allowed in ${timeWindow / 1_000} s.`,
-                counted.ttl
-              )
-            )
+          if (counted.isAllowed || !counted.isExceeded) return done()
+          refused.address++
+          const reason = `Too many requests from this address: ${max} are allowed in ${timeWindow / 1_000} s.`
+          done(refusal(reason, counted.ttl))
         },
         // The counter is in memory: what fails here is a fault of ours.
         done

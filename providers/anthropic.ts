@@ -91,6 +91,8 @@ async function anthropic(app: FastifyInstance, options: AnthropicOptions): Promi
 
   app.gateway.providers.register({
     name: options.name,
+    vendor: 'anthropic',
+    url: baseUrl,
     keys: endpoint.keys,
     capabilities: { dialects: [], ...can },
     abilitiesOf,

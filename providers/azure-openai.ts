@@ -68,6 +68,8 @@ async function azureOpenAI(app: FastifyInstance, options: AzureOpenAIOptions): P
 
   app.gateway.providers.register({
     name: options.name,
+    vendor: 'azure-openai',
+    url: address.baseUrl,
     keys: endpoint.keys,
     capabilities: { dialects: ['openai'] },
     pricing: { vendor: 'azure' },

@@ -29,6 +29,7 @@ async function echo(app: FastifyInstance, options: EchoOptions): Promise<void> {
 function createEcho(name: string, shape: Shape): Provider {
   return {
     name,
+    vendor: 'echo',
     capabilities: { dialects: [] },
     price: { input: 0, output: 0 },
     models: async () => [{ id: 'echo', created: 0 }],

@@ -91,9 +91,7 @@ export function createEndpoint(
 
   function headersFor(attempt: Attempt, more: readonly string[]): string[] {
     const own = more.length === 0 ? ownHeaders(attempt.key) : [...ownHeaders(attempt.key), ...more]
-    let layered = forward.length > 0
-    for (const _name in attempt.headers) layered = true
-    if (!layered) return own
+    if (forward.length === 0) return withLayered(own, attempt.headers)
     // Our own win over those of layers, theirs over the client's; each name goes out once.
     const headers = new Map<string, string>()
     for (const name of forward) {
@@ -106,6 +104,22 @@ export function createEndpoint(
     }
     for (let index = 0; index < own.length; index += 2) headers.set(own[index]!, own[index + 1]!)
     return [...headers].flat()
+  }
+
+  /** The same without anything of the client's, which is the way of most calls. */
+  function withLayered(own: string[], layered: Attempt['headers']): string[] {
+    let headers = own
+    for (const name in layered) {
+      const lower = name.toLowerCase()
+      if (neverForwarded.has(lower)) continue
+      if (headers === own) headers = own.slice()
+      let at = 0
+      while (at < headers.length && headers[at] !== lower) at += 2
+      // Of the provider's own none is replaced, of layers the last one counts.
+      if (at === headers.length) headers.push(lower, layered[name]!)
+      else if (at >= own.length) headers[at + 1] = layered[name]!
+    }
+    return headers
   }
 
   const patience = options.patience ?? 10_000

@@ -53,7 +53,8 @@ function faultOf(
     const rejected = detail(new UpstreamRejected(message, { cause }), {
       statusCode: status,
       param: typeof said.param === 'string' ? clean(said.param) : null,
-      wire: code === String(status) ? null : code
+      wire: code === String(status) ? null : code,
+      quotes: words !== null
     })
     // SDKs repeat these two by themselves.
     if (status === 408 || status === 409) rejected.headers = {}
@@ -69,7 +70,7 @@ function faultOf(
   }
   const plain = status >= 300 && status < 500 ? `it answered with status ${status}.` : (words ?? `status ${status}.`)
   const blame: Blame = (status >= 300 && status < 500) || status === 501 ? 'target' : 'provider'
-  return detail(withRetry(new UpstreamError(plain, { cause }), headers), { blame })
+  return detail(withRetry(new UpstreamError(plain, { cause }), headers), { blame, quotes: plain === words })
 }
 
 /** A stream was asked for and a whole answer came: that is how this server is, and it may have charged for it. */

@@ -101,6 +101,8 @@ async function gemini(app: FastifyInstance, options: GeminiOptions): Promise<voi
 
   app.gateway.providers.register({
     name: options.name,
+    vendor: 'gemini',
+    url: baseUrl,
     keys: endpoint.keys,
     capabilities: { dialects: [], streaming: true, images: true },
     pricing: { vendor: 'google' },

@@ -65,6 +65,8 @@ async function llamacpp(app: FastifyInstance, options: LlamaCppOptions): Promise
 
   app.gateway.providers.register({
     name: options.name,
+    vendor: 'llamacpp',
+    url: baseUrl,
     keys: endpoint.keys,
     capabilities: { dialects: ['openai'], files: false },
     // It sends no bills. What the machine costs is the operator's to say, as the price of a target.

@@ -63,6 +63,8 @@ async function openaiCompatible(app: FastifyInstance, options: OpenAICompatibleO
 
   app.gateway.providers.register({
     name: options.name,
+    vendor: options.vendor ?? 'openai-compatible',
+    url: baseUrl,
     keys: endpoint.keys,
     capabilities: { dialects: ['openai'], ...abilities },
     pricing: { url: baseUrl, charges },

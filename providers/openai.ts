@@ -31,6 +31,8 @@ async function openai(app: FastifyInstance, options: OpenAIOptions): Promise<voi
 
   app.gateway.providers.register({
     name: options.name,
+    vendor: 'openai',
+    url: baseUrl,
     keys: endpoint.keys,
     capabilities: { dialects: ['openai'] },
     abilitiesOf,

@@ -132,6 +132,21 @@ export const TenantRecordsQuery = closed(recordFields)
 export const RecordsQuery = closed({ ...recordFields, tenant: Type.Optional(Id) })
 export type RecordsQuery = Static<typeof RecordsQuery>
 
+/** GET /api/traces. */
+export const TracesQuery = closed({
+  /** Default 200. */
+  limit: Type.Optional(text('^([1-9]\\d?|1\\d\\d|200)$', 'a whole number from 1 to 200')),
+  /** The `x-request-id` of the answer. */
+  id: Type.Optional(Label),
+  tenant: Type.Optional(Id),
+  model: Type.Optional(Label),
+  provider: Type.Optional(Label),
+  status: Type.Optional(word(recordStatuses)),
+  /** The `x-trace-id` of the answer. */
+  trace_id: Type.Optional(text('^[0-9a-f]{32}$', '32 hex digits'))
+})
+export type TracesQuery = Static<typeof TracesQuery>
+
 /** GET /api/audit. */
 export const AuditQuery = closed({ ...page, subject: Type.Optional(Label) })
 export type AuditQuery = Static<typeof AuditQuery>
@@ -285,12 +300,54 @@ export const BudgetAnswer = closed({
 })
 export type BudgetAnswer = Static<typeof BudgetAnswer>
 
-/** GET /api/stats. `requests`, tokens and cost: since the first start; the rest: since the start of this process. */
+/**
+ * One call as GET /api/traces shows it: also those that were refused and have no record. `provider` and `upstream_model` are
+ * those of the target that answered, or was tried last.
+ */
+export const TraceAnswer = closed({
+  id: Text,
+  /** When it began. */
+  time: Moment,
+  tenant: Text,
+  key: nullable(Text),
+  caller: word(['anonymous', 'key', 'jwt', 'admin', 'process']),
+  lane: word(['http', 'realtime', 'process']),
+  model: Text,
+  stream: Type.Boolean(),
+  status: word(recordStatuses),
+  http_status: nullable(Count),
+  provider: nullable(Text),
+  upstream_model: nullable(Text),
+  error_code: nullable(Text),
+  /** In words of the gateway: never those of a provider. */
+  error_message: nullable(Text),
+  tokens_in: Count,
+  tokens_out: Count,
+  usage_source: word(['reported', 'estimated']),
+  /** Null: nobody knows the price, or it still runs. */
+  cost_usd: nullable(Usd),
+  duration_ms: Milliseconds,
+  ttft_ms: Milliseconds,
+  attempts: Count,
+  retries: Count,
+  fallbacks: Count,
+  cache: word(['off', 'miss', 'hit']),
+  trace_id: Text,
+  config_hash: nullable(Text)
+})
+export type TraceAnswer = Static<typeof TraceAnswer>
+
+/**
+ * GET /api/stats. `requests`, tokens and cost: of all processes since the first start; the rest: of this process since its
+ * start.
+ */
 export const StatsAnswer = closed({
   requests: Count,
   tokens_in: Count,
   tokens_out: Count,
   cost_total_usd: Usd,
+  /** False: the database does not answer, so what other processes have done since the start of this one is missing. */
+  complete: Type.Boolean(),
   running: Count,
   /** Calls refused before they were sent anywhere, by error code. */
   refused: Type.Record(Type.String(), Count),
@@ -299,9 +356,36 @@ export const StatsAnswer = closed({
   /** Calls whose price nobody knew. */
   unpriced: Count,
   /** Reports of providers whose details are more than their totals. */
-  usage_mismatches: Count
+  usage_mismatches: Count,
+  started_at: Moment,
+  uptime_s: Count
 })
 export type StatsAnswer = Static<typeof StatsAnswer>
+
+/** GET /api/health. Bytes, seconds and milliseconds. */
+export const HealthAnswer = closed({
+  ok: Type.Boolean(),
+  time: Moment,
+  config: nullable(Text),
+  /** By the name of the dependency; `ms`: how long its answer took. What else each says is its own. */
+  checks: Type.Record(Text, Type.Object({ ok: Type.Boolean(), ms: Type.Number({ minimum: 0 }) })),
+  process: closed({
+    pid: Count,
+    node: Text,
+    uptime_s: Count,
+    rss_bytes: Count,
+    heap_used_bytes: Count,
+    heap_total_bytes: Count,
+    external_bytes: Count,
+    /** Of one core, all threads, since the last question: 100 is a whole core. */
+    cpu_percent: Type.Number({ minimum: 0 }),
+    /** How much of that time the event loop was busy. */
+    event_loop_percent: Type.Number({ minimum: 0, maximum: 100 }),
+    /** How long a turn of the event loop took just now. */
+    event_loop_turn_ms: Type.Number({ minimum: 0 })
+  })
+})
+export type HealthAnswer = Static<typeof HealthAnswer>
 
 /** One change. `before` and `after`: null where there was or is nothing. */
 export const AuditAnswer = closed({

@@ -18,6 +18,8 @@ export interface BudgetState {
 export interface Budgets {
   /** Of any scope; `limit` says what its budget is. Reads the store for one that is not in memory. */
   state(scope: string, limit: BudgetLimit): Promise<BudgetState>
+  /** Of a scope that is in memory, as far as this process knows and without asking anybody; null for others. */
+  known(scope: string): BudgetState | null
   /** The whole gateway's; null where none is configured. */
   gateway(): Promise<(BudgetState & { hardStop: boolean; warningThreshold: number; warned: boolean }) | null>
   /** Takes what was spent in the running period out of the gateway's balance, by an adjustment. */

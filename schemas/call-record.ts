@@ -28,7 +28,7 @@ export interface CallRecord {
   readonly httpStatus: number
   /** The code of the error, or null. */
   readonly error: string | null
-  /** The same in words; without keys. */
+  /** The same in words of ours: without keys, and without what a provider says, which may quote the prompt. */
   readonly message: string | null
   /** Provider calls, and how many of them repeated the last target or moved on to another one. */
   readonly attempts: number
@@ -52,7 +52,8 @@ export interface CallRecord {
 export function recordOf(inference: Inference, outcome: Omit<Outcome, 'record'>): CallRecord {
   const { principal, facts, expenses } = inference
   const { status, httpStatus, error } = endingOf(outcome, facts.firstToken)
-  const { usage } = sumOf(expenses)
+  // Without books nobody counts what a provider call has used: then what was reported is all that is known.
+  const { usage } = expenses.at(-1)?.metered === false ? inference : sumOf(expenses)
   const { retries, fallbacks } = movesOf(expenses)
   const target = facts.target ?? expenses.at(-1)?.target ?? null
   return {
@@ -97,15 +98,27 @@ export function endingOf(
   return { status: 'failed', httpStatus: firstToken === null ? ownStatus : 200, error: codeOf(error) }
 }
 
+/** A code, and not a sentence that some vendor has put in its place. */
+const word = /^[\w.:-]{1,64}$/
+
 /** The code that stands in the error's body, else the one of its kind. */
 export function codeOf(error: unknown): string {
   if (!isGatewayError(error)) return 'internal_error'
-  return error.wire ?? error.code
+  return error.wire !== null && word.test(error.wire) ? error.wire : error.code
 }
+
+/** How a line of the log names a call. */
+export function namesOf({ id, facts }: Pick<Inference, 'id' | 'facts'>): { requestId: string; traceId: string } {
+  return { requestId: id, traceId: facts.traceId }
+}
+
+const mostWords = 500
 
 /** Of a fault that is not ours nobody knows what its words hold. */
 function wordsOf(error: Error): string {
-  return isGatewayError(error) ? withoutKeys(error.message) : 'The gateway failed.'
+  if (!isGatewayError(error)) return 'The gateway failed.'
+  if (!error.quotes) return withoutKeys(error.message).slice(0, mostWords)
+  return `The provider of this model ${error.upstream === null ? 'failed' : `answered with status ${error.upstream}`}.`
 }
 
 function movesOf(expenses: readonly Expense[]): { retries: number; fallbacks: number } {

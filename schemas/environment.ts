@@ -46,7 +46,24 @@ export const environmentNames = {
   OPA_PATH: { as: 'detail', sets: 'plugins.opa.path', doc: 'The rule that is asked.' },
   HMAC_SECRET: { as: 'secret', sets: 'plugins.signing.secret', doc: 'Signs answers; switches signing on.' },
   OTEL_EXPORTER_OTLP_ENDPOINT: { as: 'text', sets: 'plugins.otel.endpoint', doc: 'Collector; switches tracing on.' },
+  OTEL_EXPORTER_OTLP_PROTOCOL: {
+    as: 'detail',
+    sets: 'plugins.otel.protocol',
+    doc: 'grpc or http/protobuf.'
+  },
   OTEL_SERVICE_NAME: { as: 'detail', sets: 'plugins.otel.serviceName', doc: 'The name that traces carry.' },
+  OTEL_EXPORTER_OTLP_HEADERS: { as: 'none', sets: '', doc: 'Headers for the collector, `name=value` with commas.' },
+  OTEL_TRACES_SAMPLER: {
+    as: 'none',
+    sets: '',
+    doc: 'Which traces are recorded, for example parentbased_traceidratio.'
+  },
+  OTEL_TRACES_SAMPLER_ARG: { as: 'none', sets: '', doc: 'Its share, for example 0.01.' },
+  OTEL_RESOURCE_ATTRIBUTES: {
+    as: 'none',
+    sets: '',
+    doc: 'What else traces say of this process, `name=value` with commas.'
+  },
   ICE_SERVERS: {
     as: 'servers',
     sets: 'plugins.realtime.iceServers',

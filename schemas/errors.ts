@@ -29,6 +29,8 @@ export interface GatewayError extends Error {
   upstream: number | null
   /** Which target it was, `provider/model`, for the log; null where none was asked. */
   target: string | null
+  /** Its message holds words of the provider, which may quote what it was sent. */
+  quotes: boolean
 }
 
 /**
@@ -214,7 +216,8 @@ function fault(wire: string | null, statusCode: number, type: string, message: s
     blame: null,
     retryAfter: null,
     upstream: null,
-    target: null
+    target: null,
+    quotes: false
   })
   return Made as unknown as Fault
 }

@@ -6,6 +6,7 @@ import type { Price } from './model-options.ts'
 import type { Attempt, AttemptLayer, Provider } from './provider.ts'
 import type { ApiKey } from './tenants.ts'
 import type { RequestSize } from './tokens.ts'
+import type { Served } from './trace.ts'
 import type { Usage } from './usage.ts'
 
 // The contract of the kernel: who asks (Caller), what is asked (Inference), who stands around it (Layer).
@@ -49,6 +50,8 @@ export interface Caller {
   readonly deadline?: number
   readonly idempotencyKey?: string
   readonly origin: Origin
+  /** What tracing remembers of the request that it came with. */
+  readonly served?: Served
 }
 
 /** Operations are open to merging: chat now; embeddings, native Anthropic messages and OpenAI responses later. */
@@ -160,6 +163,8 @@ export interface Expense {
   readonly duration: number | null
   /** Milliseconds from its start, for streams. */
   firstToken: number | null
+  /** Network reads in which a stream said something, from the one with its first token on. */
+  reads: number
   /** Given by dispatch when it sends; without one nothing was sent, and nothing is charged. */
   meter: Meter | null
   /** False: nobody keeps books, so nothing has to be counted. */
@@ -195,11 +200,13 @@ export interface Inference extends Caller {
   admission?: Admission | null
   /** What the ledger remembers of it. */
   entry?: object
+  /** What tracing remembers of it. */
+  traced?: object
   /** Its provider calls so far. */
   readonly expenses: readonly Expense[]
   /** The call goes on after its caller has left, to its end and its true usage. */
   outlive(): void
-  /** The provider's frames, synchronously, before the client gets them. No listener, no cost. */
+  /** The provider's frames, synchronously, before they are sealed and the client gets them. No listener, no cost. */
   onFrames(listener: (frames: Frames) => void): void
   /**
    * Exactly once, however the call ends, in the order of the stages; a promise is awaited before the last byte leaves.
@@ -245,6 +252,9 @@ export interface Readiness {
   readonly [detail: string]: unknown
 }
 
+/** `ms`: what the check took. */
+export type Checked = Readiness & { readonly ms: number }
+
 /** What the kernel asks of those who keep books. Each part is given once, by one plugin or by several. */
 export interface Accountant {
   /** Nano-USD of a provider call that has ended; null: nobody knows the price. */
@@ -273,12 +283,19 @@ export interface CallerOptions {
 /** What plugins and the host see: the kernel and whatever plugins have added, by declaration merging and `decorate`. */
 export interface Gateway extends Kernel {}
 
+/** How grave the line of a call is. */
+export type CallLevel = 'info' | 'warn' | 'error'
+
 /** What we need of a logger: pino's form, details first. */
 export interface Log {
   error(details: object, message: string): void
   warn(details: object, message: string): void
   info(details: object, message: string): void
   debug(details: object, message: string): void
+  /** False: lines of this level go nowhere. Absent: nobody knows. */
+  isLevelEnabled?(level: string): boolean
+  /** Writes the line of a call in a form of its own; absent: an ordinary line with details. Its level is enabled. */
+  logCall?(level: CallLevel, record: CallRecord): void
 }
 
 /** The kernel by itself. */
@@ -292,6 +309,11 @@ export interface Kernel {
    * @throws a GatewayError of schemas/errors.ts, or what a layer threw
    */
   complete(request: ChatRequest, caller: Caller): Promise<Completed>
+  /**
+   * Told of each call that is refused before its first stage: an unknown model, a gateway that closes. Such a call has no
+   * Outcome. While plugins load.
+   */
+  onRefused(listener: (error: unknown) => void): void
   /** A caller in this process: no network, the same limits and budgets. */
   caller(options?: CallerOptions): Caller
   /** Says who a caller is; the plugin auth gives it, without it everybody is `public`. @throws InvalidApiKey */
@@ -313,13 +335,16 @@ export interface Kernel {
   open(inference: Inference, target: Target): Expense | Promise<Expense>
   /** Sends an attempt through the attempt layers to its provider. For dispatch. */
   send(attempt: Attempt): Promise<Answer>
-  /** Adds a dependency that /ready asks for. */
-  dependency(name: string, check: () => Readiness | Promise<Readiness>): void
-  /** Asks every dependency. */
-  readiness(): Promise<{ ok: boolean; checks: Record<string, Readiness> }>
+  /**
+   * Adds a dependency that /ready asks for. `check` says what is known of it; `ping` really asks it something, for the
+   * administrator only: whoever may ask without a key is not to put load on it.
+   */
+  dependency(name: string, check: () => Readiness | Promise<Readiness>, ping?: () => Promise<unknown>): void
+  /** Asks every dependency at once, with `ping` for an answer of its own; each has half a second. */
+  readiness(ping?: boolean): Promise<{ ok: boolean; checks: Record<string, Checked> }>
   /** What happens, as it happens. */
   readonly events: EventBus
-  /** Where this gateway logs. Lines name a request by its id; nothing secret is ever given to it. */
+  /** Where this gateway logs. Lines of a call have `requestId` and `traceId`; nothing secret is ever given to it. */
   readonly log: Log
   /** A new id for a call. */
   newId(): string
@@ -327,6 +352,8 @@ export interface Kernel {
   readonly closing: boolean
   /** Calls in progress. */
   readonly running: number
+  /** Those calls, the newest first. For who looks at them at once: none is to be kept. */
+  calls(): Iterable<Inference>
 }
 
 /** What a caller showed of itself, on any lane. */

@@ -94,8 +94,13 @@ export interface RecordFilter {
 export interface Ledger {
   /** The last 200 of a tenant, newest first, running ones too. */
   recent(tenant: string): readonly LedgerRecord[]
-  /** Everything since this gateway was first started; running calls count as requests. */
+  /**
+   * Everything since this gateway was first started; running calls count as requests. From memory: of other processes on
+   * the same database only what they had written when this one started.
+   */
   totals(): Totals
+  /** The same of all processes, from the database. @throws StoreUnavailable */
+  sums(): Promise<Totals>
   /** Calls that were refused before their first attempt, by error code; since the start of this process. */
   readonly refused: ReadonlyMap<string, number>
   /** Usage reports that contradicted themselves, since the start of this process. */

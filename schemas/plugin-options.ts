@@ -2,6 +2,7 @@ import { type Static, Type } from '@sinclair/typebox'
 import { BaseUrl, Count, Credential, Flag, Secret, Url, Words } from './atoms.ts'
 import { Duration, Size, Timeout } from './duration.ts'
 import { closed, type Filled, named, oneOf, preset, text, toggle } from './shape.ts'
+import { privateKeyOf, publicKeyOf } from './signing-keys.ts'
 
 // `plugins` of the configuration. Each is false, true or an object; in the settings false or an object with every default.
 
@@ -39,6 +40,12 @@ const IceServer = closed(
   { hidden: true }
 )
 
+/** Of receipts: the key that signs them, and those that did before, whose public halves are still published. */
+const Receipts = closed({
+  privateKey: signingKey('an Ed25519 private key, as PEM or as a JWK', privateKeyOf),
+  previousKeys: preset(Type.Array(signingKey('an Ed25519 public key, as PEM or as a JWK', publicKeyOf)), [])
+})
+
 export const PluginOptions = closed({
   /** An object holds options of @fastify/helmet. */
   helmet: toggle(Foreign, true),
@@ -50,7 +57,7 @@ export const PluginOptions = closed({
   proxy: toggle(Nothing, true),
   /** GET /v1/models, /v1/models/:id and /models. */
   models: toggle(Nothing, true),
-  /** GET /health and /ready. */
+  /** GET /health, /ready and /api/health. */
   health: toggle(Nothing, true),
   /** By address, before authentication. */
   rateLimit: toggle(closed({ max: preset(Count, 600), timeWindow: preset(Timeout, '60s') }), true),
@@ -86,7 +93,13 @@ export const PluginOptions = closed({
   pricing: toggle(closed({ table: preset(Flag, true), extras: preset(oneOf('deny', 'allow'), 'deny') }), true),
   /** `Idempotency-Key`: how long an answer is kept, and how large it may be. */
   idempotency: toggle(closed({ ttl: preset(Timeout, '24h'), maxAnswer: preset(Size, '4mb') }), true),
-  /** /api/tenants, /api/stats, /budget and what else is the administrator's. */
+  /** One line of the log for each call. */
+  requestLog: toggle(Nothing, true),
+  /** GET /api/traces: the last 200 calls. */
+  traces: toggle(Nothing, true),
+  /** GET /api/stats: counters. */
+  stats: toggle(Nothing, true),
+  /** /api/tenants, /budget and what else is the administrator's. */
   admin: toggle(Nothing, true),
   /** `unpriced`: what happens to a model without a known price. */
   budgets: toggle(closed({ unpriced: preset(oneOf('deny', 'allow'), 'deny') }), true),
@@ -113,14 +126,37 @@ export const PluginOptions = closed({
   ),
   otel: toggle(
     closed({
-      endpoint: preset(BaseUrl, 'http://localhost:4317'),
+      /** Of the collector. Absent: this machine, at the port of the protocol: 4317 or 4318. */
+      endpoint: Type.Optional(BaseUrl),
+      /** `/v1/traces` and `/v1/metrics` are added to the endpoint of `http/protobuf`. */
+      protocol: preset(oneOf('grpc', 'http/protobuf'), 'grpc'),
       serviceName: preset(Words, 'fastify-model-gateway'),
-      captureContent: preset(Flag, false)
+      /** Histograms of provider calls. */
+      metrics: preset(Flag, true),
+      /** Prompts and answers in the traces. */
+      captureContent: preset(Flag, false),
+      /** Characters of each of them. */
+      maxContentLength: preset(Count, 4096),
+      /** Names of older dashboards, too. */
+      legacyAttributes: preset(Flag, false),
+      /** Server spans by @opentelemetry/instrumentation-http in place of ours; docs/decisions/0018. */
+      instrumentation: preset(Flag, false)
     }),
     false
   ),
-  /** `public`: GET /metrics needs no admin token. */
-  metrics: toggle(closed({ public: preset(Flag, false) }), true),
+  /**
+   * `public`: GET /metrics needs no admin token. `legacyNames`: names of predecessors as well. `maxModels`, `maxTenants`: how
+   * many become labels; the rest is `other`.
+   */
+  metrics: toggle(
+    closed({
+      public: preset(Flag, false),
+      legacyNames: preset(Type.Array(oneOf('titan')), []),
+      maxModels: preset(Count, 100),
+      maxTenants: preset(Count, 100)
+    }),
+    true
+  ),
   /** GET /events, and the stream in Redis where `redis` names one. */
   events: toggle(
     closed({
@@ -137,7 +173,17 @@ export const PluginOptions = closed({
     }),
     true
   ),
-  signing: toggle(closed({ secret: Secret }), false),
+  signing: toggle(
+    closed({
+      secret: Secret,
+      /** What the header `x-gateway-key-id` says; absent: derived from the secret. */
+      keyId: Type.Optional(text('^[\\x21-\\x7e]{1,64}$', '1 to 64 visible ASCII characters')),
+      /** Secrets that signed before: `gateway.signing.verify` still takes their signatures. */
+      previous: preset(Type.Array(Secret), []),
+      receipts: preset(Type.Union([Type.Literal(false), Receipts], { allowed: 'false or an object' }), false)
+    }),
+    false
+  ),
   insights: toggle(Nothing, false),
   realtime: toggle(closed({ iceServers: preset(Type.Array(IceServer, { hidden: true }), []) }), false)
 })
@@ -145,3 +191,13 @@ export const PluginOptions = closed({
 /** `plugins` as it is written, and with its defaults. */
 export type PluginOptions = Static<typeof PluginOptions>
 export type PluginSettings = Filled<typeof PluginOptions>
+
+/** Stays the text that it is, once it has been tried. */
+function signingKey(allowed: string, read: (text: string) => unknown) {
+  return Type.Transform(Type.String({ minLength: 1, hidden: true, allowed }))
+    .Decode(written => {
+      read(written)
+      return written
+    })
+    .Encode(written => written)
+}

@@ -78,6 +78,9 @@ export interface Provider {
   readonly keys?: number
   /** What a call costs by this adapter's own word, USD per million tokens: the echo is free. */
   readonly price?: Price
+  /** Whose wire it speaks (the `type` or `vendor` of its options) and its address; for traces. */
+  readonly vendor?: string
+  readonly url?: string
   /**
    * Whose price list applies: a vendor by its name in the built-in table, else the one that owns the URL. `charges`: what
    * its usage names as `cost` is what it charges, in USD, and wins over every price.

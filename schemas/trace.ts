@@ -1,4 +1,5 @@
 import { randomFillSync } from 'node:crypto'
+import type { IncomingMessage, ServerResponse } from 'node:http'
 
 // W3C trace context, https://www.w3.org/TR/trace-context/. Every call has a trace id, whether anybody traces or not.
 
@@ -13,7 +14,6 @@ export function traceIdOf(traceparent: string | undefined): string | null {
   return found[1] ?? null
 }
 
-const digits = 32
 const pool = Buffer.allocUnsafe(256)
 /** Random digits for the next ids, which share their memory: few enough that an id that is kept does not keep much. */
 let drawn = ''
@@ -21,20 +21,45 @@ let next = 0
 
 /** A new trace id: 32 hex digits. */
 export function newTraceId(): string {
-  if (next === drawn.length) {
+  const id = draw(32)
+  // All zeros stand for none.
+  return id === '00000000000000000000000000000000' ? newTraceId() : id
+}
+
+/** A new span id: 16 hex digits. */
+export function newSpanId(): string {
+  const id = draw(16)
+  return id === '0000000000000000' ? newSpanId() : id
+}
+
+function draw(digits: number): string {
+  if (next + digits > drawn.length) {
     drawn = randomFillSync(pool).toString('hex')
     next = 0
   }
   const id = drawn.slice(next, next + digits)
   next += digits
-  // All zeros stand for none.
-  return id === '00000000000000000000000000000000' ? newTraceId() : id
+  return id
 }
 
-/** What the plugin otel knows of the moment. */
+/** What the plugin otel offers. */
 export interface Tracing {
   /** The trace of the span that is active, if there is one. */
   traceId(): string | undefined
+  /**
+   * A request has come in: its span begins here and ends with its answer, unless a span of the host is active already.
+   * @param route its pattern
+   */
+  serve(request: IncomingMessage, response: ServerResponse, route: string | undefined): Served
+  /** Spans that the queue before the collector had no room for, and those that the collector did not take. */
+  readonly dropped: number
+  readonly failed: number
+}
+
+/** What tracing knows of a request, for the calls that it brings. */
+export interface Served {
+  /** Undefined: nobody traces. */
+  readonly traceId: string | undefined
 }
 
 declare module './gateway.ts' {

@@ -9,9 +9,6 @@ export const unbuilt: readonly string[] = [
   'plugins.cache',
   'plugins.structuredOutput',
   'plugins.opa',
-  'plugins.otel',
-  'plugins.metrics',
-  'plugins.signing',
   'plugins.insights',
   'plugins.realtime'
 ]

@@ -1,3 +1,4 @@
+import { generateKeyPairSync } from 'node:crypto'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -8,6 +9,7 @@ import modelGateway, { type ModelGatewayOptions, readConfig, serverOptions } fro
 // Who may do what: every route of the app by every kind of credential. A route that is not in the table fails the test.
 
 const adminToken = 'the-token-of-the-operator'
+const receiptKey = String(generateKeyPairSync('ed25519').privateKey.export({ format: 'pem', type: 'pkcs8' }))
 
 interface Row {
   /** `open`: everybody. `key`: whoever may call models. `admin`: the administrator. */
@@ -28,6 +30,7 @@ const chat = () => ({ model: 'test', messages: [{ role: 'user', content: 'Hello'
 const table: Readonly<Record<string, Row>> = {
   'GET /health': { who: 'open', status: 200 },
   'GET /ready': { who: 'open', status: 200 },
+  'GET /.well-known/jwks.json': { who: 'open', status: 200 },
   'POST /v1/chat/completions': { who: 'key', status: 200, body: chat },
   'POST /proxy/*': { who: 'key', status: 200, at: () => '/proxy/test', body: chat },
   'GET /v1/models': { who: 'key', status: 200 },
@@ -52,9 +55,12 @@ const table: Readonly<Record<string, Row>> = {
   'DELETE /api/tenants/:id/keys/:keyId': { who: 'admin', status: 204, at: freshKey },
   'GET /api/records': { who: 'admin', status: 200, head: false },
   'GET /api/stats': { who: 'admin', status: 200 },
+  'GET /api/traces': { who: 'admin', status: 200 },
+  'GET /api/health': { who: 'admin', status: 200 },
   'GET /api/audit': { who: 'admin', status: 200 },
   'GET /api/targets': { who: 'admin', status: 200 },
   'POST /api/routing/reload': { who: 'admin', status: 200 },
+  'GET /metrics': { who: 'admin', status: 200 },
   'GET /events': { who: 'admin', status: 200, head: false, endless: true },
   'POST /events/ticket': { who: 'admin', status: 200 }
 }
@@ -101,7 +107,12 @@ async function build(t: Test, own: ModelGatewayOptions = {}) {
     tenants: { acme: tenant, other: tenant, public: tenant },
     budget: { dailyLimitUsd: 100 },
     ...own,
-    plugins: { auth: { adminToken }, rateLimit: false, ...own.plugins }
+    plugins: {
+      auth: { adminToken },
+      rateLimit: false,
+      signing: { secret: 'the secret that signs, which is long enough', receipts: { privateKey: receiptKey } },
+      ...own.plugins
+    }
   })
   const source = async () => ({ ...settings, hash })
   await app.register(modelGateway, { standalone: { settings, hash, source, log: app.log, adminTokenGenerated: false } })

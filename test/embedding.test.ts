@@ -654,6 +654,7 @@ t.test('every plugin can be false, one at a time', async t => {
     'idempotency',
     'budgets',
     'ledger',
+    'requestLog',
     'cache',
     'structuredOutput',
     'opa'
@@ -664,7 +665,9 @@ t.test('every plugin can be false, one at a time', async t => {
     proxy: ['/proxy/echo/echo'],
     models: ['/v1/models', '/models'],
     health: ['/health', '/ready'],
-    // Its paths need an administrator; authorization.test.ts has them.
+    // Their paths need an administrator; authorization.test.ts has them.
+    traces: [],
+    stats: [],
     admin: []
   }
   const all = [...silent, ...more, ...Object.keys(routes)]

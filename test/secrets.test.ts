@@ -1,4 +1,5 @@
 import { spawn } from 'node:child_process'
+import { generateKeyPairSync } from 'node:crypto'
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -15,6 +16,8 @@ const adminToken = 'admin-token-5d1c0f6b7e2a4938'
 const configKey = 'gw_config-key-93b1d47a60fe'
 const upstreamKey = 'sk-upstream-1f2e3d4c5b6a7988'
 const secondUpstreamKey = 'sk-upstream-other-77aa66bb55cc'
+const signingSecret = 'signing-2b9e7c41d80f5a36e1c74b98'
+const receiptKey = String(generateKeyPairSync('ed25519').privateKey.export({ format: 'pem', type: 'pkcs8' }))
 /** Credentials of nobody that clients try. */
 const wrongKeys = [
   'sk-wrong-0a1b2c3d4e5f60718293',
@@ -115,7 +118,7 @@ t.test('no secret stays in a log, an answer, a row or a file', async t => {
       gone: { targets: [{ provider: 'gone', model: 'm', price }], retries: 0 }
     },
     tenants: { configured: { keys: [configKey] } },
-    plugins: { rateLimit: false }
+    plugins: { rateLimit: false, signing: { secret: signingSecret, receipts: { privateKey: receiptKey } } }
   })
 
   const answers: string[] = []
@@ -270,6 +273,8 @@ t.test('no secret stays in a log, an answer, a row or a file', async t => {
     configKey,
     upstreamKey,
     secondUpstreamKey,
+    signingSecret,
+    receiptKey.split('\n')[1]!,
     ...wrongKeys,
     ...made.flatMap(({ key, id }) => {
       const secret = key.slice(`gw_${id}_`.length)

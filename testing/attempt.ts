@@ -57,6 +57,7 @@ export function attemptOf(provider: Provider, options: AttemptOptions = {}): Att
     error: null,
     duration: null,
     firstToken: null,
+    reads: 0,
     meter: null,
     metered: false,
     settle() {},

@@ -1,5 +1,5 @@
 import type { FastifyInstance } from 'fastify'
-import type { BudgetAnswer, StatsAnswer } from '../../schemas/admin.ts'
+import type { BudgetAnswer } from '../../schemas/admin.ts'
 import type { Budgets } from '../../schemas/budgets.ts'
 import { detail, InvalidRequest } from '../../schemas/errors.ts'
 import { usdOf } from '../../schemas/money.ts'
@@ -20,9 +20,9 @@ const unlimited: BudgetAnswer = {
   warned: false
 }
 
-/** GET /budget/stats, POST /budget/reset, GET /api/stats. */
+/** GET /budget/stats, POST /budget/reset. */
 export function budgetRoutes(scope: FastifyInstance, { gateway, actor }: Admin): void {
-  const { budgets, ledger } = gateway
+  const { budgets } = gateway
 
   if (budgets !== undefined) {
     scope.get('/budget/stats', async () => statsOf(budgets))
@@ -37,23 +37,6 @@ export function budgetRoutes(scope: FastifyInstance, { gateway, actor }: Admin):
       }
       await budgets.reset(actor(request))
       return statsOf(budgets)
-    })
-  }
-
-  if (ledger !== undefined) {
-    scope.get('/api/stats', async (): Promise<StatsAnswer> => {
-      const totals = ledger.totals()
-      return {
-        requests: totals.requests,
-        tokens_in: totals.tokensIn,
-        tokens_out: totals.tokensOut,
-        cost_total_usd: usdOf(totals.cost),
-        running: gateway.running,
-        refused: Object.fromEntries(ledger.refused),
-        overrun: budgets?.counters.overrun ?? 0,
-        unpriced: budgets?.counters.unpriced ?? 0,
-        usage_mismatches: ledger.mismatches
-      }
     })
   }
 }

@@ -1,6 +1,5 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import fp from 'fastify-plugin'
-import { TenantDisabled } from '../../schemas/errors.ts'
 import type { Gateway } from '../../schemas/gateway.ts'
 import { auditRoutes } from './audit.ts'
 import { budgetRoutes } from './budget.ts'
@@ -8,7 +7,6 @@ import { keyRoutes } from './keys.ts'
 import { recordRoutes } from './records.ts'
 import { targetRoutes } from './targets.ts'
 import { tenantRoutes } from './tenants.ts'
-import { validatorCompiler } from './validate.ts'
 
 export interface AdminOptions {
   /** Milliseconds since 1970. */
@@ -27,7 +25,7 @@ export interface Admin {
 const never = new AbortController().signal
 
 /**
- * Tenants, keys, records, budget, counters, audit, targets and the routing table for the administrator. Routes whose plugin
+ * Tenants, keys, records, budget, audit, targets and the routing table for the administrator. Routes whose plugin
  * is off do not exist, and without authentication none does: there is no telling who the administrator is.
  */
 async function admin(app: FastifyInstance, options: AdminOptions): Promise<void> {
@@ -44,21 +42,7 @@ async function admin(app: FastifyInstance, options: AdminOptions): Promise<void>
       return principal.key ?? principal.kind
     }
   }
-  app.register(async scope => {
-    // Before authentication, so that refusals carry it too.
-    scope.addHook('onRequest', (_request, reply, done) => {
-      reply.header('cache-control', 'no-store')
-      done()
-    })
-    gateway.http.prepare(scope, { open: false, scope: 'admin' })
-    scope.addHook('onRequest', async request => {
-      const { principal } = gateway.http.caller(request, never)
-      if (principal.kind === 'key' && (await gateway.tenants?.find(principal.tenant))?.active === false) {
-        throw new TenantDisabled(principal.tenant)
-      }
-    })
-    scope.setValidatorCompiler(validatorCompiler())
-
+  gateway.http.admin(app, scope => {
     tenantRoutes(scope, shared)
     keyRoutes(scope, shared)
     recordRoutes(scope, shared)

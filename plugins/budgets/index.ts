@@ -1,6 +1,7 @@
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import type { BudgetState } from '../../schemas/budgets.ts'
+import { namesOf } from '../../schemas/call-record.ts'
 import {
   InvalidRequest,
   isGatewayError,
@@ -186,7 +187,7 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
     hold.end(cost)
     if (cost > hold.amount) {
       counters.overrun++
-      log.warn({ id: inference.id, cost, held: hold.amount }, 'a call cost more than could be foreseen')
+      log.warn({ ...namesOf(inference), cost, held: hold.amount }, 'a call cost more than could be foreseen')
     }
   }
 
@@ -290,10 +291,7 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
 
   /** The account of a scope as it is named: `tenant:acme`. Null: it runs with another period. */
   async function accountOf(scope: string, limit: BudgetLimit): Promise<Account | null> {
-    const colon = scope.indexOf(':')
-    const kind = colon === -1 ? scope : scope.slice(0, colon)
-    const id = colon === -1 ? '' : scope.slice(colon + 1)
-    if (!isKind(kind)) throw new RangeError(`'${scope}' is no scope.`)
+    const { kind, id } = partsOf(scope)
     const known = books.find(kind, id)
     if (known !== undefined && known.period !== limit.period) return null
     const account = books.account(kind, id, limit, clock())
@@ -313,9 +311,32 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
       return { ...state, periodKey: key, spent: smaller(spent), held: 0 }
     }
     await redis?.ask(account).catch(() => {})
+    return { ...state, periodKey: account.periodKey, ...standingOf(account) }
+  }
+
+  function standingOf(account: Account): Pick<BudgetState, 'spent' | 'held'> {
     const spent = redis === null ? account.total : account.seenSpent
     const held = redis === null ? account.held + account.heldElsewhere : account.seenHeld
-    return { ...state, periodKey: account.periodKey, spent: smaller(spent), held }
+    return { spent: smaller(spent), held }
+  }
+
+  function known(scope: string): BudgetState | null {
+    const { kind, id } = partsOf(scope)
+    const account = books.find(kind, id)
+    if (account === undefined || account.loading !== null) return null
+    const { period, limit } = account
+    const time = clock()
+    const isOver = time >= account.ends
+    const ends = isOver ? endOf(period, time) : account.ends
+    return {
+      scope,
+      period,
+      limit,
+      periodKey: isOver ? periodKey(period, time) : account.periodKey,
+      resetsAt: Number.isFinite(ends) ? ends : null,
+      // Nobody has called since the next period has begun.
+      ...(isOver ? { spent: 0, held: 0 } : standingOf(account))
+    }
   }
 
   function noBudget(): never {
@@ -363,6 +384,7 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
 
   gateway.decorate('budgets', {
     state: stateOf,
+    known,
     async gateway() {
       if (whole === undefined || wholeBudget === null) return null
       const state = await stateOf('gateway', wholeBudget)
@@ -395,6 +417,14 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
     for (const { timer } of recounts.values()) clearTimeout(timer)
     redis?.close()
   })
+}
+
+/** @throws RangeError */
+function partsOf(scope: string): { kind: Kind; id: string } {
+  const colon = scope.indexOf(':')
+  const kind = colon === -1 ? scope : scope.slice(0, colon)
+  if (!isKind(kind)) throw new RangeError(`'${scope}' is no scope.`)
+  return { kind, id: colon === -1 ? '' : scope.slice(colon + 1) }
 }
 
 /** A key that was rotated spends on what its predecessor had. */

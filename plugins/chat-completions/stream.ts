@@ -77,7 +77,7 @@ export async function sendStream(
     void source?.return()
     if (!open) throw error
     const fault = isGatewayError(error) ? error : new InternalError({ cause: error })
-    http.report(error, fault, caller.id)
+    http.report(error, fault, caller)
     if (!response.destroyed) response.end(`data: ${JSON.stringify(errorBody(fault))}\n\n`)
   } finally {
     clearInterval(heartbeat)

@@ -35,7 +35,7 @@ export interface Host {
   /** The call has settled and nothing of it is left. */
   ended(call: Call): void
   /** A listener failed; the call goes on. */
-  failed(error: unknown): void
+  failed(error: unknown, call: Pick<Inference, 'id' | 'facts'>): void
 }
 
 /**
@@ -52,11 +52,13 @@ export class Call implements Inference, Linked<Call> {
   readonly deadline
   readonly idempotencyKey
   readonly origin
+  readonly served
   readonly facts: Facts
   readonly expenses: Entry[] = []
   hold: Hold | null = null
   admission: Admission | null = null
   entry: object | undefined = undefined
+  traced: object | undefined = undefined
   /** What the client asked for, whatever layers make of the request. */
   readonly wantsUsage: boolean
   readonly started = performance.now()
@@ -64,6 +66,8 @@ export class Call implements Inference, Linked<Call> {
   interrupt: ((reason: Error) => void) | null = null
   /** Set once a stream is handed out. */
   relay: { stop(reason: Error): void; drain(): void } | null = null
+  /** Its frames have been inspected before they were sealed. */
+  tapped = false
   /** The caller has left. */
   departed = false
   frameListeners: Array<(frames: Frames) => void> | null = null
@@ -107,6 +111,7 @@ export class Call implements Inference, Linked<Call> {
     this.deadline = caller.deadline
     this.idempotencyKey = caller.idempotencyKey
     this.origin = caller.origin
+    this.served = caller.served
     this.wantsUsage = request.stream_options?.include_usage === true
     this.#timer = this.#arm(caller.deadline)
     caller.signal.addEventListener('abort', this.#leave)
@@ -184,7 +189,7 @@ export class Call implements Inference, Linked<Call> {
         listener(frames)
       } catch (error) {
         this.frameListeners = this.frameListeners?.filter(other => other !== listener) ?? null
-        this.#host.failed(error)
+        this.#host.failed(error, this)
       }
     }
   }
@@ -202,9 +207,12 @@ export class Call implements Inference, Linked<Call> {
     return setTimeout(expire, Math.max(0, total - passed), this, total)
   }
 
-  /** Notes the frames in which a stream spoke of its usage, to be read if anybody asks; the last word counts. */
-  report(frames: Frames): void {
+  /** Shows frames to listeners and notes the usage that they report, the last word counts; null: nobody asked for the rest. */
+  inspect(frames: Frames): Frames | null {
+    if (this.frameListeners !== null) this.show(frames)
+    if (!frames.hasUsage) return frames
     this.#reported = frames
+    return this.wantsUsage ? frames : frames.withoutUsage()
   }
 
   /** Notes the whole answer, so that its usage can be read if anybody asks. */
@@ -332,7 +340,7 @@ export class Call implements Inference, Linked<Call> {
     try {
       entry.interrupt(error)
     } catch (fault) {
-      this.#host.failed(fault)
+      this.#host.failed(fault, this)
       const { meter } = entry
       entry.meter = null
       entry.interrupt(error)
@@ -346,7 +354,7 @@ export class Call implements Inference, Linked<Call> {
         const told = listeners[index]!(outcome, this)
         if (isThenable(told)) return this.#goOn(told, listeners, outcome, index + 1)
       } catch (error) {
-        this.#host.failed(error)
+        this.#host.failed(error, this)
       }
     }
     return undefined
@@ -356,7 +364,7 @@ export class Call implements Inference, Linked<Call> {
     try {
       await told
     } catch (error) {
-      this.#host.failed(error)
+      this.#host.failed(error, this)
     }
     await this.#notify(listeners, outcome, next)
   }

@@ -7,7 +7,7 @@ export interface Books {
   cost: NonNullable<Accountant['cost']> | null
   open: NonNullable<Accountant['open']> | null
   /** Somebody who listened to the end of a provider call failed. */
-  failed(error: unknown): void
+  failed(error: unknown, call: Inference): void
 }
 
 /**
@@ -25,6 +25,7 @@ export class Entry implements Expense {
   error: unknown = null
   duration: number | null = null
   firstToken: number | null = null
+  reads = 0
   meter: Meter | null = null
   #books: Books
   #listeners: Array<(expense: Expense) => void> | null = null
@@ -80,7 +81,7 @@ export class Entry implements Expense {
     try {
       listener(this)
     } catch (error) {
-      this.#books.failed(error)
+      this.#books.failed(error, this.inference)
     }
   }
 }

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
+import { namesOf } from '../../schemas/call-record.ts'
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { Cancelled, ShuttingDown } from '../../schemas/errors.ts'
 import { createEventBus } from '../../schemas/events.ts'
@@ -9,22 +10,24 @@ import {
   type Answer,
   type Caller,
   type CallerOptions,
+  type Checked,
   type Completed,
   type Dispatch,
   type Gateway,
   type Kernel,
   type Layer,
   type Log,
-  type Readiness,
   type Router,
   type Stage,
   stages
 } from '../../schemas/gateway.ts'
 import type { AttemptLayer, Send } from '../../schemas/provider.ts'
 import { asError, Call, type Host, whenSettled } from './call.ts'
+import { createDependencies } from './dependencies.ts'
 import type { Books } from './expense.ts'
 import { Relay } from './relay.ts'
 import { createRunning } from './running.ts'
+import { tap } from './tap.ts'
 
 declare module 'fastify' {
   interface FastifyInstance {
@@ -68,13 +71,15 @@ const drainsOf = new WeakMap<FastifyInstance['server'], Array<() => Promise<void
 function createKernel(log: Log) {
   const layers = new Map<Stage, Layer[]>(stages.map(stage => [stage, []]))
   const attemptLayers: AttemptLayer[] = []
-  const dependencies = new Map<string, () => Readiness | Promise<Readiness>>()
+  const dependencies = createDependencies(log)
   /** Names that a plugin has looked for in vain, and which plugin. */
   const missed = new Map<keyof Gateway, string>()
+  const refusalListeners: Array<(error: unknown) => void> = []
   const running = createRunning<Call>()
   const newId = idGenerator()
   let router: Router | null = null
-  const failed = (error: unknown) => log.error({ err: error }, 'a listener of a call failed')
+  const failed: Host['failed'] = (error, call) =>
+    log.error({ ...namesOf(call), err: error }, 'a listener of a call failed')
   const books: Books = { cost: null, open: null, failed }
   let run: Dispatch | null = null
   let send: Send = attempt => attempt.target.provider.send(attempt)
@@ -97,6 +102,10 @@ function createKernel(log: Log) {
     interceptAttempt(layer) {
       beforeReady('gateway.interceptAttempt')
       attemptLayers.push(layer)
+    },
+    onRefused(listener) {
+      beforeReady('gateway.onRefused')
+      refusalListeners.push(listener)
     },
     complete,
     caller: options => processCaller(newId(), options ?? {}),
@@ -131,10 +140,7 @@ function createKernel(log: Log) {
       return inference.open(target)
     },
     send: attempt => send(attempt),
-    dependency(name, check) {
-      if (dependencies.has(name)) throw new Error(`gateway.dependency: '${name}' is taken.`)
-      dependencies.set(name, check)
-    },
+    dependency: dependencies.add,
     readiness,
     events: createEventBus(error => log.error({ err: error }, 'a listener of events failed')),
     log,
@@ -144,18 +150,19 @@ function createKernel(log: Log) {
     },
     get running() {
       return running.size
-    }
+    },
+    calls: () => running
   }
 
   function complete(request: ChatRequest, caller: Caller): Promise<Completed> {
     if (run === null || host === null) return Promise.reject(new Error('The gateway is not ready: await app.ready().'))
-    if (closing) return Promise.reject(new ShuttingDown())
-    if (caller.signal.aborted) return Promise.reject(new Cancelled())
+    if (closing) return turnAway(new ShuttingDown())
+    if (caller.signal.aborted) return turnAway(new Cancelled())
     let call: Call
     try {
       call = new Call(host, request, caller)
     } catch (error) {
-      return Promise.reject(error)
+      return turnAway(error)
     }
     running.add(call)
     const started = run
@@ -170,10 +177,23 @@ function createKernel(log: Log) {
     })
   }
 
+  function turnAway(error: unknown): Promise<never> {
+    for (const listener of refusalListeners) {
+      try {
+        listener(error)
+      } catch (fault) {
+        log.error({ err: fault }, 'a listener of refusals failed')
+      }
+    }
+    return Promise.reject(error)
+  }
+
   /** Composes the onion. From here on a layer that nobody registered costs nothing. */
   function seal(): void {
     if (router === null) throw new Error('The gateway cannot route: register the plugin routing after gateway.')
     host = { router, books, ended, failed }
+    const seals = layers.get('seal') ?? []
+    if (seals.length > 0) seals.push(tap)
     const onion = stages.flatMap(stage => layers.get(stage) ?? [])
     run = onion.reduceRight<Dispatch>((next, layer) => inference => layer(inference, next), router.dispatch)
     send = attemptLayers.reduceRight<Send>((next, layer) => attempt => layer(attempt, next), send)
@@ -206,16 +226,9 @@ function createKernel(log: Log) {
     clearTimeout(timer)
   }
 
-  async function readiness() {
-    const checks: Record<string, Readiness> = { gateway: { ok: !closing && run !== null, running: running.size } }
-    for (const [name, check] of dependencies) {
-      try {
-        checks[name] = await check()
-      } catch (error) {
-        log.warn({ err: error, dependency: name }, 'a readiness check failed')
-        checks[name] = { ok: false }
-      }
-    }
+  async function readiness(ping = false) {
+    const own = { ok: !closing && run !== null, running: running.size, ms: 0 }
+    const checks: Record<string, Checked> = { gateway: own, ...(await dependencies.ask(ping)) }
     return { ok: Object.values(checks).every(check => check.ok), checks }
   }
 

@@ -48,7 +48,7 @@ export class Relay implements AsyncIterableIterator<Frames, undefined> {
         this.#reading = false
         if (this.#ended) break
         if (read.done) return await this.#finish()
-        const kept = this.#inspect(read.value)
+        const kept = this.#call.tapped ? read.value : this.#call.inspect(read.value)
         if (kept !== null) return { done: false, value: kept }
       } catch (error) {
         this.#reading = false
@@ -91,14 +91,6 @@ export class Relay implements AsyncIterableIterator<Frames, undefined> {
     } catch {
       // The call has settled with it; nobody else waits.
     }
-  }
-
-  #inspect(frames: Frames): Frames | null {
-    const call = this.#call
-    if (call.frameListeners !== null) call.show(frames)
-    if (!frames.hasUsage) return frames
-    call.report(frames)
-    return call.wantsUsage ? frames : frames.withoutUsage()
   }
 
   async #finish(): Promise<Read> {

@@ -16,17 +16,20 @@ import {
   InvalidApiKey,
   MissingScope,
   ResourceNotFound,
+  TenantDisabled,
   withoutKeys
 } from '../../schemas/errors.ts'
 import type { Caller, Principal, TraceParent } from '../../schemas/gateway.ts'
 import type { Scope } from '../../schemas/tenants.ts'
-import { newTraceId, traceIdOf } from '../../schemas/trace.ts'
+import { newTraceId, type Served, traceIdOf } from '../../schemas/trace.ts'
 import { toGatewayError } from './errors.ts'
 import { cutKey, cutting, mending } from './long.ts'
+import { validatorCompiler } from './validate.ts'
 
 const principalKey = Symbol('gateway.principal')
 const idKey = Symbol('gateway.id')
 const traceKey = Symbol('gateway.trace')
+const servedKey = Symbol('gateway.served')
 /** How long a client may go on sending a body that has been refused, in milliseconds. */
 const patience = 1_000
 
@@ -35,6 +38,7 @@ declare module 'fastify' {
     [principalKey]: Principal | null
     [idKey]: string | null
     [traceKey]: string | null
+    [servedKey]: Served | null
   }
 }
 
@@ -54,10 +58,21 @@ export interface Http {
    */
   prepare(scope: FastifyInstance, options: Prepare): void
   /**
+   * The administrator's routes of a plugin, in a scope of their own: a credential with the scope `admin`, of a tenant that
+   * is switched on; bodies and queries checked as schemas/admin.ts says, unknown fields refused; answers that nobody keeps.
+   * Without authentication there are none: there is no telling who the administrator is.
+   */
+  admin(app: FastifyInstance, routes: (scope: FastifyInstance) => void): void
+  /**
    * Runs a hook before authentication, on every route of ours that is not `open`; and one for each fault that such a route
    * throws. While plugins load, before the transports.
    */
   before(hook: onRequestHookHandler, failed?: onErrorHookHandler): void
+  /**
+   * Shows every request to a route of ours before anything else is done with it, and to an unknown path that is ours.
+   * While plugins load, before the transports.
+   */
+  watch(watcher: (request: FastifyRequest, reply: FastifyReply) => void): void
   /** Adds headers that every answer of ours carries. While plugins load. */
   fix(headers: Readonly<Record<string, string>>): void
   /** Those headers as name, value, name, value: for a transport that writes its answers itself. */
@@ -74,7 +89,7 @@ export interface Http {
   /** The caller behind a request. `tenant` is what the body names; the signal is the transport's. */
   caller(request: FastifyRequest, signal: AbortSignal, tenant?: string | null): Caller & { readonly traceId: string }
   /** Logs a fault at the level that it deserves. */
-  report(error: unknown, fault: GatewayError, id: string): void
+  report(error: unknown, fault: GatewayError, asker: Pick<Required<Caller>, 'id' | 'traceId'>): void
   /** The id that the answer carries as `x-request-id`. */
   id(request: FastifyRequest): string
   /** The trace that it belongs to; the answer carries it as `x-trace-id`. */
@@ -105,6 +120,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   const bodyLimit = options.bodyLimit ?? 10 * 1024 * 1024
   const fixed: Record<string, string> = {}
   const fixedList: string[] = []
+  const watchers: Array<(request: FastifyRequest, reply: FastifyReply) => void> = []
   const befores: Array<{ hook: onRequestHookHandler; failed: onErrorHookHandler | undefined }> = []
   // Nothing is coerced, filled in or removed: what passes is what was sent.
   const ajv = new Ajv({ coerceTypes: false, useDefaults: false, removeAdditional: false, strict: false })
@@ -112,6 +128,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   gateway.decorate('http', {
     bodyLimit,
     fixed: fixedList,
+    watch: watcher => void watchers.push(watcher),
     before: (hook, failed) => void befores.push({ hook, failed }),
     fix(headers) {
       Object.assign(fixed, headers)
@@ -121,6 +138,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     traceId,
     report,
     prepare,
+    admin,
     notFound,
     catchAll(scope) {
       scope.setReplySerializer(serialize)
@@ -138,6 +156,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
         signal,
         trace: traceOf(headers),
         traceId: traceId(request),
+        served: request[servedKey] ?? undefined,
         deadline: deadlineOf(headers['x-stainless-timeout']),
         idempotencyKey: single(headers['idempotency-key']),
         origin: { lane: 'http', address: request.ip, method: request.method, path: request.url, headers }
@@ -152,7 +171,10 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
 
   function traceId(request: FastifyRequest): string {
     request[traceKey] ??=
-      gateway.tracing?.traceId() ?? traceIdOf(single(request.headers['traceparent'])) ?? newTraceId()
+      request[servedKey]?.traceId ??
+      gateway.tracing?.traceId() ??
+      traceIdOf(single(request.headers['traceparent'])) ??
+      newTraceId()
     return request[traceKey]
   }
 
@@ -161,6 +183,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   }
 
   function notFound(request: FastifyRequest, reply: FastifyReply): FastifyReply {
+    for (const watch of watchers) watch(request, reply)
     const error = new ResourceNotFound(request.method, request.url.split('?', 1)[0]!)
     return reply
       .code(404)
@@ -174,8 +197,9 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   }
 
   /** What callers do wrong is theirs to see; what fails here or upstream is the operator's, except that we are closing. */
-  function report(error: unknown, fault: GatewayError, id: string): void {
-    const details = { requestId: id, code: fault.code, ...(fault.target && { target: withoutKeys(fault.target) }) }
+  function report(error: unknown, fault: GatewayError, asker: Parameters<Http['report']>[2]): void {
+    const target = fault.target && { target: withoutKeys(fault.target) }
+    const details = { requestId: asker.id, traceId: asker.traceId, code: fault.code, ...target }
     const message = withoutKeys(fault.message)
     if (fault.wire === 'shutting_down') gateway.log.info(details, message)
     else if (fault.statusCode >= 500) {
@@ -186,7 +210,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   function fail(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
     const fault = toGatewayError(error, bodyLimit)
     const id = idOf(request)
-    report(error, fault, id)
+    report(error, fault, { id, traceId: traceId(request) })
     if (fault.wire === 'request_too_large') linger(request.raw.socket)
     return reply
       .code(fault.statusCode)
@@ -198,11 +222,36 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       .send(errorBody(fault))
   }
 
+  function admin(app: FastifyInstance, routes: (scope: FastifyInstance) => void): void {
+    if (gateway.optional('authenticate', 'the routes of the administrator') === undefined) return
+    app.register(async scope => {
+      // Before authentication, so that refusals carry it too.
+      scope.addHook('onRequest', (_request, reply, done) => {
+        reply.header('cache-control', 'no-store')
+        done()
+      })
+      prepare(scope, { open: false, scope: 'admin' })
+      scope.addHook('onRequest', async request => {
+        const { kind, tenant } = principalOf(request)
+        if (kind === 'key' && (await gateway.tenants?.find(tenant))?.active === false) throw new TenantDisabled(tenant)
+      })
+      scope.setValidatorCompiler(validatorCompiler())
+      routes(scope)
+    })
+  }
+
   function prepare(scope: FastifyInstance, options: Prepare): void {
     scope.decorateRequest(principalKey, null)
     scope.decorateRequest(idKey, null)
     scope.decorateRequest(traceKey, null)
+    scope.decorateRequest(servedKey, null)
     scope.decorateRequest(cutKey, null)
+    for (const watch of watchers) {
+      scope.addHook('onRequest', (request, reply, done) => {
+        watch(request, reply)
+        done()
+      })
+    }
     scope.setValidatorCompiler(({ schema }) => ajv.compile(schema))
     scope.setErrorHandler(fail)
     // A host's own serializer would wrap our answers.
@@ -212,6 +261,13 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     scope.addHook('preParsing', cutting(bodyLimit))
     for (const type of ['application/json', 'text/plain']) {
       scope.addContentTypeParser(type, { parseAs: 'string', bodyLimit }, json)
+    }
+    const { tracing } = gateway
+    if (tracing) {
+      scope.addHook('onRequest', (request, reply, done) => {
+        request[servedKey] = tracing.serve(request.raw, reply.raw, request.routeOptions.url)
+        done()
+      })
     }
     if (options.fixed !== false) {
       scope.addHook('onRequest', (request, reply, done) => {

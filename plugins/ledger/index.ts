@@ -3,10 +3,11 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
-import { codeOf, endingOf } from '../../schemas/call-record.ts'
+import { codeOf, endingOf, namesOf } from '../../schemas/call-record.ts'
 import { LedgerUnavailable } from '../../schemas/errors.ts'
 import type { Expense, Inference, Outcome } from '../../schemas/gateway.ts'
 import { type AttemptOpen, encodeAttempt, encodeOpen, encodeSettle } from '../../schemas/journal.ts'
+import type { Balance, Totals } from '../../schemas/ledger.ts'
 import type { Store } from '../../schemas/store.ts'
 import { inputOf, noUsage, outputOf } from '../../schemas/usage.ts'
 import { createRecents, Entry, type RecentAttempt } from './recents.ts'
@@ -46,6 +47,8 @@ const longestUser = 512
 const longestTags = 16_384
 /** Longer ones are only in the store. */
 const longestRecentTags = 1_024
+const everything = [{ scope: 'gateway', period: 'total' }]
+const nothing = { requests: 0, running: 0, tokensIn: 0, tokensOut: 0, cost: 0 }
 const rotateAt = 64 * 1_048_576
 const retainEvery = 3_600_000
 /** How long the end of an answer waits for the database with `durability: store`, and the end of the process for the fold. */
@@ -65,8 +68,8 @@ async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void>
     lease: options.lease,
     exclusive: !options.shared
   })
-  const [before] = await store.ledger.balances([{ scope: 'gateway', period: 'total' }])
-  const counts = { requests: 0, running: 0, tokensIn: 0, tokensOut: 0, cost: 0 }
+  const [before] = await store.ledger.balances(everything)
+  const counts = { ...nothing }
   let calls = 0
   let mismatches = 0
   let mismatchesTold = 0
@@ -220,21 +223,23 @@ async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void>
   }
 
   /** Refused before its first provider call: no row, or anybody could fill the disk. */
-  function refuse(code: string, { entry, id }: Inference): void {
+  function refuse(code: string, inference: Inference): void {
+    const { entry } = inference
     if (entry instanceof Entry && !entry.refused) {
       entry.refused = true
       counts.running--
     }
     refused.set(code, (refused.get(code) ?? 0) + 1)
-    log.debug({ id, code }, 'a call ended before its first provider call')
+    log.debug({ ...namesOf(inference), code }, 'a call ended before its first provider call')
   }
 
-  function mismatch({ id, facts }: Inference): void {
+  function mismatch(inference: Inference): void {
     mismatches++
     const now = performance.now()
     if (toldAt !== 0 && now - toldAt < mismatchLogEvery) return
-    const provider = facts.target?.provider.name
-    log.warn({ id, provider, reports: mismatches - mismatchesTold }, 'a usage report contradicts itself')
+    const provider = inference.facts.target?.provider.name
+    const reports = mismatches - mismatchesTold
+    log.warn({ ...namesOf(inference), provider, reports }, 'a usage report contradicts itself')
     mismatchesTold = mismatches
     toldAt = now
   }
@@ -254,14 +259,10 @@ async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void>
   })
   gateway.decorate('ledger', {
     recent: recents.of,
-    totals() {
-      const cost = BigInt(counts.cost) + (before?.spent ?? 0n)
-      return {
-        requests: (before?.requests ?? 0) + counts.requests + counts.running,
-        tokensIn: Number(before?.tokensIn ?? 0n) + counts.tokensIn,
-        tokensOut: Number(before?.tokensOut ?? 0n) + counts.tokensOut,
-        cost: cost <= Number.MAX_SAFE_INTEGER ? Number(cost) : cost
-      }
+    totals: () => totalsOf(before, counts),
+    async sums() {
+      const [balance] = await store.ledger.balances(everything)
+      return totalsOf(balance, { ...nothing, running: counts.running })
     },
     refused,
     get mismatches() {
@@ -295,6 +296,17 @@ async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void>
 function storeOf(store: Store | undefined): Store {
   if (store === undefined) throw new Error('The plugin ledger needs the plugin store: register it before.')
   return store
+}
+
+/** What the database says, and what has to be added to it. */
+function totalsOf(balance: Balance | undefined, counts: typeof nothing): Totals {
+  const cost = BigInt(counts.cost) + (balance?.spent ?? 0n)
+  return {
+    requests: (balance?.requests ?? 0) + counts.requests + counts.running,
+    tokensIn: Number(balance?.tokensIn ?? 0n) + counts.tokensIn,
+    tokensOut: Number(balance?.tokensOut ?? 0n) + counts.tokensOut,
+    cost: cost <= Number.MAX_SAFE_INTEGER ? Number(cost) : cost
+  }
 }
 
 function aboutCall({ request, principal, origin, facts }: Inference) {

@@ -41,6 +41,7 @@ async function headOf(source: AsyncIterator<Frames>, entry: Expense, heard: Hear
     if (size > mostBeforeToken && read.value.hasData) break
   }
   entry.firstToken = performance.now() - entry.started
+  entry.reads = 1
   heard.ticket.answered(entry.firstToken)
   return head
 }
@@ -59,8 +60,10 @@ function resume(
       if (kept !== undefined) return { done: false, value: kept }
       try {
         const read = await source.next()
-        if (!read.done) heard.hear(read.value, metered)
-        else if (heard.finished) entry.settle()
+        if (!read.done) {
+          if (read.value.hasData) entry.reads++
+          heard.hear(read.value, metered)
+        } else if (heard.finished) entry.settle()
         else throw new UpstreamError('its stream ended before the answer was complete.')
         return read
       } catch (error) {

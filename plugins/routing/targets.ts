@@ -1,7 +1,7 @@
 import type { Provider } from '../../schemas/provider.ts'
-import type { BreakerOptions } from './breaker.ts'
+import type { BreakerOptions, BreakerState } from './breaker.ts'
 import type { StateOf } from './compile.ts'
-import { type KeyPool, keyPool } from './lane.ts'
+import { type KeyPool, type KeyRest, keyPool } from './lane.ts'
 import type { Room } from './places.ts'
 import { TargetState, type Told } from './target-state.ts'
 
@@ -10,6 +10,8 @@ export interface Targets {
   list(): TargetReport[]
   /** Names of the table's targets by state, for /ready. Everybody may ask there: names from callers are left out. */
   readiness(): { up: string[]; down: string[] }
+  /** How the table's targets are, of those that callers name only their keys: cheap enough to be asked all the time. */
+  standing(): Standing
   /** For a table in the making: gives the state of each of its targets, one that is known or a new one. */
   draft(): StateOf
   /** The targets of the table, from now on; what is known of others is forgotten. */
@@ -18,6 +20,19 @@ export interface Targets {
   passing(provider: Provider, model: string): TargetState
   /** All of them. */
   readonly states: readonly TargetState[]
+}
+
+/** For the metrics. */
+export interface Standing {
+  readonly targets: ReadonlyArray<{
+    readonly provider: string
+    readonly model: string
+    readonly state: BreakerState
+    readonly running: number
+    readonly queued: number
+  }>
+  /** How many keys of each provider rest at one of its targets at least, and why. */
+  readonly resting: ReadonlyMap<string, Readonly<Record<KeyRest['why'], number>>>
 }
 
 /** One target as the administrator sees it. Times in milliseconds; percentiles over the last 256 calls, null without any. */
@@ -99,6 +114,10 @@ export function createTargets(options: BreakerOptions, told: Told, now: () => nu
       return state
     },
     list: () => all().map(state => reportOf(state, now())),
+    standing() {
+      const time = now()
+      return { targets: [...table.values()].map(state => standingOf(state, time)), resting: restingOf(all(), time) }
+    },
     readiness() {
       const time = now()
       const targets = [...table.values()]
@@ -139,6 +158,31 @@ function reportOf(target: TargetState, now: number): TargetReport {
       return { key: lane.key + 1, resting: rest.why, until: iso(rest.until) }
     })
   }
+}
+
+function standingOf({ provider, model, breaker, places }: TargetState, now: number): Standing['targets'][number] {
+  return {
+    provider: provider.name,
+    model,
+    state: breaker.state(now),
+    running: places.taken,
+    queued: places.waiting
+  }
+}
+
+function restingOf(targets: readonly TargetState[], now: number): Standing['resting'] {
+  const keys = new Map<string, { refused: Set<number>; limited: Set<number> }>()
+  for (const { provider, lanes } of targets) {
+    const found = keys.get(provider.name) ?? { refused: new Set(), limited: new Set() }
+    keys.set(provider.name, found)
+    for (const lane of lanes) {
+      const rest = lane.rest(now)
+      if (rest !== null && rest.until > now) found[rest.why].add(lane.key)
+    }
+  }
+  return new Map(
+    [...keys].map(([name, { refused, limited }]) => [name, { refused: refused.size, limited: limited.size }])
+  )
 }
 
 function iso(time: number): string {

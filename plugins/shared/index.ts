@@ -64,16 +64,17 @@ async function sharedPlugin(app: FastifyInstance, options: SharedOptions): Promi
     onDeath: members.onDeath
   })
 
-  gateway.dependency('redis', () => {
+  const state = () => {
     if (members.down !== null) {
       // Before the first answer there is nothing to have a share of.
       const ok = onRedisDown === 'local-share' && members.generation !== null
       return { ok, degraded: true, reason: members.down }
     }
     const { instances, evicting } = members
-    const state = { ok: true, processes: instances.length }
-    return evicting === null ? state : { ...state, warning: `maxmemory-policy is ${evicting}, not noeviction.` }
-  })
+    const known = { ok: true, processes: instances.length }
+    return evicting === null ? known : { ...known, warning: `maxmemory-policy is ${evicting}, not noeviction.` }
+  }
+  gateway.dependency('redis', state, async () => members.down ?? connection.send(redis => redis.ping()))
   app.addHook('onClose', async () => {
     await members.leave()
     messages.close()

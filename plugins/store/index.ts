@@ -21,10 +21,14 @@ async function store(app: FastifyInstance, { url, shared = false, lockWait = 1_0
   // Those who write register later, so Fastify closes them before.
   app.addHook('onClose', close)
   gateway.decorate('store', store)
-  gateway.dependency('store', () => {
-    const { ok, reason, backlog } = store.state
-    return { ok, kind: store.kind, backlog, ...(reason !== null && { reason }) }
-  })
+  gateway.dependency(
+    'store',
+    () => {
+      const { ok, reason, backlog } = store.state
+      return { ok, kind: store.kind, backlog, ...(reason !== null && { reason }) }
+    },
+    store.keys.any
+  )
 }
 
 export default fp(store, { fastify: '5.x', name: 'store', dependencies: ['gateway'] })

@@ -169,6 +169,8 @@ async function vertex(app: FastifyInstance, options: VertexOptions): Promise<voi
 
   app.gateway.providers.register({
     name: options.name,
+    vendor: 'vertex',
+    url: options.baseUrl ?? origin,
     keys: endpoint.keys,
     capabilities: { dialects: [], streaming: true },
     // Its list has Claude too.

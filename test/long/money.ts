@@ -1,6 +1,7 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import type { FastifyInstance } from 'fastify'
 import type { Test } from 'tap'
 import type { ModelGatewayOptions } from '../../app.ts'
 import type { ChatRequest, CompletionUsage } from '../../schemas/chat.ts'
@@ -47,6 +48,7 @@ export async function scratch(t: Test): Promise<string> {
 export function twoTargets(store: string | false, tenants: ModelGatewayOptions['tenants']): ModelGatewayOptions {
   return {
     store,
+    plugins: { metrics: { legacyNames: ['titan'] } },
     log: { level: 'silent' },
     providers: { first: { type: 'custom' }, second: { type: 'custom' } },
     models: {
@@ -64,8 +66,15 @@ export function twoTargets(store: string | false, tenants: ModelGatewayOptions['
 /**
  * JSON answers and streams, some left by their callers at random moments, some failing before and after the first token,
  * some without usage and some with a usage of zero: afterwards the ledger is, to the nano-USD, what the provider computed.
+ *
+ * @param also what else is to be held to the books
  */
-export async function mixed(t: Test, calls: number, concurrency = 64): Promise<void> {
+export async function mixed(
+  t: Test,
+  calls: number,
+  concurrency = 64,
+  also?: (t: Test, app: FastifyInstance, tenants: readonly string[]) => Promise<void>
+): Promise<void> {
   const random = seeded(7)
   const directory = await scratch(t)
   const names = ['a', 'b', 'c', 'd']
@@ -212,6 +221,7 @@ export async function mixed(t: Test, calls: number, concurrency = 64): Promise<v
   const [gateway] = await app.gateway.store!.ledger.balances([{ scope: 'gateway', period: 'total' }])
   t.equal(gateway?.spent, sums.upstream)
   t.equal(gateway?.requests, rows.size)
+  await also?.(t, app, names)
 
   /** Of a stream that was left the provider cannot know how much arrived: at most what it gave, at least all but one piece. */
   function settleDeparture(row: LedgerRecord, attempts: Expected[]): void {

@@ -2,15 +2,7 @@ import { once } from 'node:events'
 import { request } from 'node:http'
 import t from 'tap'
 import { csvCell } from '../../plugins/admin/csv.ts'
-import {
-  AuditAnswer,
-  BudgetAnswer,
-  KeyAnswer,
-  ListAnswer,
-  RecordAnswer,
-  StatsAnswer,
-  TenantAnswer
-} from '../../schemas/admin.ts'
+import { AuditAnswer, BudgetAnswer, KeyAnswer, ListAnswer, RecordAnswer, TenantAnswer } from '../../schemas/admin.ts'
 import { StoreUnavailable } from '../../schemas/errors.ts'
 import { tenantDefaults } from '../../schemas/tenants.ts'
 import { books, fits, host, key, now, record, tenant, token } from './admin/fakes.ts'
@@ -27,7 +19,6 @@ const everyRoute = [
   'POST /api/tenants/acme/keys/k1/rotate',
   'DELETE /api/tenants/acme/keys/k1',
   'GET /api/records',
-  'GET /api/stats',
   'GET /api/audit',
   'GET /budget/stats',
   'POST /budget/reset'
@@ -57,7 +48,7 @@ t.test('a key with the scope admin is let in, and named in the audit', async t =
 
 t.test('answers are not kept by anybody', async t => {
   const { ask } = await host(t)
-  for (const route of ['GET /api/tenants', 'GET /api/stats', 'GET /api/tenants/nobody', 'GET /api/tenants?limit=0']) {
+  for (const route of ['GET /api/tenants', 'GET /api/tenants/nobody', 'GET /api/tenants?limit=0']) {
     t.equal((await ask(route)).headers['cache-control'], 'no-store', route)
   }
 })
@@ -745,23 +736,6 @@ t.test('the budget of the gateway is shown and reset', async t => {
   t.equal(reset.statusCode, 200)
   t.match(reset.json(), { spend_usd: 0, reserved_usd: 1.5, remaining_usd: 18.5 })
   t.strictSame(held.actors, ['admin resets'])
-})
-
-t.test('GET /api/stats counts', async t => {
-  const { ask } = await host(t, books({ records: [record('r1')] }))
-  const stats = (await ask('GET /api/stats')).json()
-  fits(t, StatsAnswer, stats)
-  t.strictSame(stats, {
-    requests: 1,
-    tokens_in: 7,
-    tokens_out: 8,
-    cost_total_usd: 9_007_199_254.740993,
-    running: 0,
-    refused: { insufficient_quota: 3 },
-    overrun: 1,
-    unpriced: 2,
-    usage_mismatches: 4
-  })
 })
 
 t.test('the audit is in the words and units of HTTP', async t => {

@@ -169,6 +169,40 @@ t.test('starting from a store', async t => {
     t.strictSame(books.recounts, ['tenant:acme day:2026-11-21'])
   })
 
+  t.test('what is known of a scope is told at once, and asks nobody', async t => {
+    const books = new FakeBooks()
+    let now = day
+    const { app, ask, budget } = await kit(t, {
+      store: books.store('one'),
+      book: books.book('one'),
+      budgets: { now: () => now, gateway: whole(1) }
+    })
+    budget('acme', 1_000, 'day')
+    const known = (scope: string) => app.gateway.budgets?.known(scope)
+    t.equal(known('tenant:acme'), null, 'nobody has called yet')
+    t.match(known('gateway'), { scope: 'gateway', limit: 1_000_000_000, spent: 0, held: 0 })
+    const { promise, resolve } = Promise.withResolvers<void>()
+    const running = ask({ gate: promise, cost: 30, output: 33 })
+    while (known('tenant:acme') === null) await new Promise(setImmediate)
+    t.match(known('tenant:acme'), { spent: 0, held: 50, periodKey: 'day:2026-11-21' })
+    resolve()
+    await running
+    books.down = true
+    const today = { scope: 'tenant:acme', period: 'day', limit: 1_000, spent: 30, held: 0 }
+    t.strictSame(known('tenant:acme'), {
+      ...today,
+      periodKey: 'day:2026-11-21',
+      resetsAt: Date.UTC(2026, 10, 22)
+    })
+    now += 86_400_000
+    t.strictSame(
+      known('tenant:acme'),
+      { ...today, spent: 0, periodKey: 'day:2026-11-22', resetsAt: Date.UTC(2026, 10, 23) },
+      'nobody has called since'
+    )
+    t.throws(() => known('elsewhere'), RangeError)
+  })
+
   t.test('scopes that nobody uses are forgotten and read again', async t => {
     const books = new FakeBooks()
     const { ask, budget, state } = await kit(t, {

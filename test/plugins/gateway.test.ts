@@ -219,6 +219,24 @@ t.test('layers', async t => {
     nothingLeft(t, app)
   })
 
+  t.test('do not run for an unknown model or a caller who has left, of which those are told who ask', async t => {
+    const lines: string[] = []
+    const app = await host(t, { log: line => lines.push(line) })
+    const told: unknown[] = []
+    app.gateway.onRefused(() => {
+      throw new Error('a listener that fails')
+    })
+    app.gateway.onRefused(error => told.push(error))
+    await app.ready()
+    const { gateway } = app
+    const unknown = await rejection(gateway.complete({ ...ask, model: 'nowhere' }, gateway.caller()))
+    const left = await rejection(gateway.complete(ask, gateway.caller({ signal: AbortSignal.abort() })))
+    await gateway.complete(ask, gateway.caller())
+    t.strictSame(told, [unknown, left])
+    t.match(lines.join(), /a listener that fails/)
+    t.throws(() => gateway.onRefused(() => {}), /refused once the instance is ready/)
+  })
+
   t.test('replace the body of a whole answer', async t => {
     const raw = Buffer.from('{}')
     const up = scripted('up', async () => ({ stream: false, raw, body: completion('before') }))
@@ -467,15 +485,17 @@ t.test('the kernel', async t => {
     t.throws(() => app.gateway.dependency('fine', () => ({ ok: true })), { message: /'fine' is taken/ })
     t.match(await app.gateway.readiness(), { ok: false, checks: { gateway: { ok: false } } }, 'not ready yet')
     await app.ready()
-    t.strictSame(await app.gateway.readiness(), {
-      ok: false,
-      checks: {
-        gateway: { ok: true, running: 0 },
-        targets: { ok: true, up: ['up/m'], down: [] },
-        fine: { ok: true, latency: 3 },
-        down: { ok: false }
-      }
-    })
+    const { ok, checks } = await app.gateway.readiness()
+    t.equal(ok, false)
+    t.strictSame(
+      Object.entries(checks).map(([name, { ms, ...known }]) => [name, known, typeof ms]),
+      [
+        ['gateway', { ok: true, running: 0 }, 'number'],
+        ['targets', { ok: true, up: ['up/m'], down: [] }, 'number'],
+        ['fine', { ok: true, latency: 3 }, 'number'],
+        ['down', { ok: false }, 'number']
+      ]
+    )
   })
 })
 
@@ -1334,3 +1354,35 @@ t.test('closing', async t => {
     t.ok(app.gateway.closing)
   })
 })
+
+t.test('a layer of the stage seal gets what the client gets, and listeners what the provider sent', async t => {
+  const up = scripted('up', says('one', tokens(3, 4)))
+  const app = await host(t, { providers: [up] })
+  const heard: unknown[] = []
+  const usages: number[] = []
+  app.gateway.intercept('observe', (inference, next) => {
+    inference.onFrames(frames => heard.push(...frames))
+    inference.onSettled((_, { usage }) => usages.push(usage.input, usage.output))
+    return next(inference)
+  })
+  app.gateway.intercept('seal', async (inference, next) => {
+    const answer = await next(inference)
+    return answer.stream ? { stream: true, frames: sealed(answer.frames) } : answer
+  })
+  await app.ready()
+  const given: unknown[] = []
+  const answer = await app.gateway.complete(askStream, app.gateway.caller())
+  if (answer.stream) for await (const frames of answer.frames) given.push(...frames)
+  t.strictSame(heard, [role(), chunk('one'), finish(), usageChunk(tokens(3, 4))])
+  t.strictSame(
+    given,
+    [role(), chunk('one'), finish()].map(chunk => ({ ...chunk, sealed: true })),
+    'the usage that nobody asked for was never sealed'
+  )
+  t.strictSame(usages, [3, 4])
+  nothingLeft(t, app)
+})
+
+async function* sealed(frames: AsyncIterable<Frames>): AsyncGenerator<Frames> {
+  for await (const one of frames) yield chunkFrames([...one].map(chunk => ({ ...chunk, sealed: true })))
+}

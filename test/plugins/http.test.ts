@@ -6,6 +6,10 @@ import Fastify from 'fastify'
 import t, { type Test } from 'tap'
 import { request } from 'undici'
 import modelGateway, { type ModelGatewayOptions, serverOptions } from '../../app.ts'
+import gateway from '../../plugins/gateway/index.ts'
+import http from '../../plugins/http/index.ts'
+import routing from '../../plugins/routing/index.ts'
+import { InvalidApiKey } from '../../schemas/errors.ts'
 import { build, hello, stack, towards } from '../helper.ts'
 import { chunks, completion, failure, json, sse, startUpstream } from '../upstream.ts'
 
@@ -44,6 +48,33 @@ function post(length: number | null, extra = ''): string {
   const framing = length === null ? 'transfer-encoding: chunked' : `content-length: ${length}`
   return `POST ${path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n${framing}\r\n${extra}\r\n`
 }
+
+t.test('whoever watches sees every request of ours first, and no other', async t => {
+  const app = Fastify()
+  t.teardown(() => app.close())
+  const seen: string[] = []
+  await app.register(async scope => {
+    await scope.register(gateway)
+    await scope.register(routing, { models: {} })
+    await scope.register(http)
+    scope.gateway.http.watch(({ method, url }, reply) => seen.push(`${method} ${url} ${reply.sent}`))
+    scope.gateway.decorate('authenticate', () => {
+      throw new InvalidApiKey('No.')
+    })
+    scope.register(async inner => {
+      scope.gateway.http.prepare(inner, { open: false })
+      inner.get('/closed', async () => 'x')
+    })
+    scope.register(async inner => {
+      scope.gateway.http.prepare(inner, { open: true })
+      inner.get('/open', async () => 'x')
+    })
+    scope.get('/host', async () => 'x')
+    app.setNotFoundHandler(scope.gateway.http.notFound)
+  })
+  for (const url of ['/closed', '/open', '/host', '/nowhere']) await app.inject(url)
+  t.strictSame(seen, ['GET /closed false', 'GET /open false', 'GET /nowhere false'])
+})
 
 const tooLarge = {
   error: {
@@ -382,7 +413,8 @@ t.test('a 5xx in the log did not say which provider and model it came from', asy
     const { app, lines } = await logged(t, () => towards({ url: 'http://127.0.0.1:1' }))
     const answer = await app.inject({ method: 'POST', url: path, payload: { ...hello, stream } })
     t.equal(answer.statusCode, 502)
-    const [line = ''] = lines.filter(line => line.includes('"level":50'))
+    const [line = ''] = lines.filter(line => line.includes('"err":'))
+    t.match(JSON.parse(line), { level: 50, traceId: answer.headers['x-trace-id'] })
     t.match(JSON.parse(line).target, /^\S+\/\S+$/)
     t.notMatch(answer.body, JSON.parse(line).target)
   }
@@ -553,5 +585,5 @@ t.test('/ready is 503 while a dependency is down, and says which', async t => {
   const ready = await app.inject('/ready')
   t.equal(ready.statusCode, 503)
   t.match(ready.json(), { ok: false, checks: { gateway: { ok: true }, store: { ok: false, detail: 'gone' } } })
-  t.same(ready.json().checks.broken, { ok: false })
+  t.strictSame(Object.keys(ready.json().checks.broken), ['ok', 'ms'])
 })

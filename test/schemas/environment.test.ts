@@ -102,7 +102,7 @@ t.test('the environment wins over the file', async t => {
   t.match(server.sse, { heartbeat: 1000 })
   t.strictSame(plugins.auth, { anonymousTenant: false, adminToken: 'env-admin', jwt: false })
   t.strictSame(plugins.rateLimit, { max: 100, timeWindow: 60_000 })
-  t.strictSame(plugins.signing, { secret: 'env secret' })
+  t.strictSame(plugins.signing, { secret: 'env secret', previous: [], receipts: false })
   t.strictSame(plugins.opa, { url: 'http://opa:8181', path: 'v1/env', timeout: 1000, onError: 'deny' })
   t.strictSame(plugins.otel, { endpoint: 'http://collector:4317', serviceName: 'llm', captureContent: true })
   t.strictSame(plugins.realtime, { iceServers: [{ urls: ['stun:env'] }] })

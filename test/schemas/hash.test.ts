@@ -78,6 +78,7 @@ const secrets: ReadonlyArray<readonly [string, (secret: string) => object]> = [
   ['the key of a tenant', key => ({ tenants: { acme: { keys: [key] } } })],
   ['the admin token', adminToken => ({ plugins: { auth: { adminToken } } })],
   ['the secret that signs', secret => ({ plugins: { signing: { secret } } })],
+  ['a secret that signed before', secret => ({ plugins: { signing: { secret: 's', previous: [secret] } } })],
   [
     'the password of a TURN server',
     credential => ({ plugins: { realtime: { iceServers: [{ urls: 'turn:a', credential }] } } })

@@ -8,7 +8,14 @@ import http from '../../../plugins/http/index.ts'
 import { serverOptions } from '../../../plugins/http/server.ts'
 import routing, { type RoutingOptions } from '../../../plugins/routing/index.ts'
 import type { BudgetState, Budgets } from '../../../schemas/budgets.ts'
-import { InvalidApiKey, KeyNotFound, TenantExists, TenantNotFound, TenantReadOnly } from '../../../schemas/errors.ts'
+import {
+  InvalidApiKey,
+  KeyNotFound,
+  StoreUnavailable,
+  TenantExists,
+  TenantNotFound,
+  TenantReadOnly
+} from '../../../schemas/errors.ts'
 import type { Gateway, Log, Principal } from '../../../schemas/gateway.ts'
 import type { Ledger, LedgerRecord, RecordFilter } from '../../../schemas/ledger.ts'
 import type { Provider } from '../../../schemas/provider.ts'
@@ -277,6 +284,7 @@ function ledgerOf(books: Books): Ledger {
   return {
     recent: tenant => books.records.filter(record => record.tenant === tenant).slice(0, 200),
     totals: () => ({ requests: books.records.length, tokensIn: 7, tokensOut: 8, cost: 9_007_199_254_740_993_000n }),
+    sums: async () => Promise.reject(new StoreUnavailable('no database in these tests')),
     refused: new Map([['insufficient_quota', 3]]),
     mismatches: 4
   }
@@ -288,6 +296,7 @@ function budgetsOf(books: Books): Budgets {
       const held = books.held.get(scope) ?? 0
       return { scope, period, periodKey: 'total', limit, spent: 0, held, resetsAt: null }
     },
+    known: () => null,
     gateway: async () => books.gatewayBudget,
     async reset(actor) {
       if (books.gatewayBudget === null) throw new Error('There is nothing to reset.')

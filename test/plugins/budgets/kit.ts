@@ -120,7 +120,7 @@ export async function kit(t: Pick<Test, 'teardown'>, options: KitOptions = {}): 
     })
   }
   if (book !== undefined) {
-    app.gateway.decorate('ledger', { recent: () => [], totals: never, refused: new Map(), mismatches: 0 })
+    app.gateway.decorate('ledger', { recent: () => [], totals: never, sums: never, refused: new Map(), mismatches: 0 })
     app.gateway.intercept('observe', (inference, next) => {
       inference.onSettled(() => {
         const cost = inference.expenses.reduce((sum, expense) => sum + (expense.cost ?? 0), 0)

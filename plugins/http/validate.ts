@@ -3,7 +3,7 @@ import type { FastifySchemaCompiler } from 'fastify'
 import { detail, type GatewayError, InvalidRequest } from '../../schemas/errors.ts'
 
 /**
- * Checks what the schemas of schemas/admin.ts describe. A fault names the field and what it may be, never what was sent:
+ * Checks what the schemas of schemas/admin.ts describe, for the administrator's routes. A fault names the field and what it may be, never what was sent:
  * that may be a secret in the wrong place.
  */
 export function validatorCompiler(): FastifySchemaCompiler<object> {
