@@ -16,7 +16,7 @@ export interface Sink {
   beat(id: string | null): void
   /** Resolves when it has taken what waits, or is gone; false: it has not for a long time. */
   drained(): Promise<boolean>
-  end(why: Ending, id: string): void
+  end(why: Ending): void
   /** Ends it now. */
   cut(): void
 }
@@ -47,7 +47,7 @@ export interface Hub {
   /** Resolves when all that was shown has been written. */
   shown(): Promise<void>
   /** Tells everybody that events may have passed unseen. */
-  missed(id: string): void
+  missed(): void
   /** Ends those who may not listen any more from then on, in milliseconds since 1970. */
   revoke(test: (reader: Reader) => boolean, from: number): void
   readonly size: number
@@ -119,12 +119,12 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
     batches = []
     current = []
     queued = 0
-    missed(source().last ?? '')
+    missed()
   }
 
-  function missed(id: string): void {
+  function missed(): void {
     for (const { members } of groups.values()) {
-      for (const subscription of members) tell(subscription, id, 'gateway.events.gap', { after: null })
+      for (const subscription of members) tell(subscription, null, 'gateway.events.gap', { after: null })
     }
   }
 
@@ -176,13 +176,13 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
     end(subscription, 'slow')
   }
 
-  function tell({ sink }: Subscription, id: string, type: string, said: object): void {
+  function tell({ sink }: Subscription, id: string | null, type: string, said: object): void {
     sink.write(bytesOf(sink.form, [notice(id, type, said)]))
   }
 
   function end(subscription: Subscription, why: Ending): void {
     remove(subscription)
-    subscription.sink.end(why, source().last ?? '')
+    subscription.sink.end(why)
   }
 
   function remove(subscription: Subscription): void {

@@ -12,7 +12,7 @@ export interface StreamOptions {
   /** Resolves when what was shown has gone out: no more is read before. */
   shown(): Promise<void>
   /** Events may have passed unseen. */
-  missed(after: string): void
+  missed(): void
 }
 
 type Entry = readonly [id: string, fields: readonly string[]]
@@ -65,7 +65,7 @@ export function createStream({ redis, connect, stream, show, shown, missed }: St
     if (before === null || isOther) last = end
     known.resolve()
     if (before === null || before === firstId) return
-    if (isOther || (oldest !== undefined && isAfter(oldest[0], before))) missed(last ?? end)
+    if (isOther || (oldest !== undefined && isAfter(oldest[0], before))) missed()
   }
 
   async function next(connection: Redis): Promise<readonly Entry[]> {
