@@ -155,7 +155,9 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
       span.setAttribute(is.firstChunk, firstToken / 1_000)
       if (reads > 1 && duration !== null) span.setAttribute(is.chunkTime, (duration - firstToken) / (reads - 1) / 1_000)
     }
-    if (answer !== null) describeResponse(span, traced.response(answer))
+    // Of two at a time, what the caller reads is said by the one that won.
+    const isRead = answer?.stream === false || expense.inference.facts.target === expense.target
+    if (answer !== null && isRead) describeResponse(span, traced.response(answer))
     if (status !== 'settled') describeError(span, error)
   }
 

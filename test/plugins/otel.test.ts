@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs'
+import { setImmediate as turn } from 'node:timers/promises'
 import { type Attributes, context, SpanKind, SpanStatusCode, trace } from '@opentelemetry/api'
 import { AlwaysOffSampler, ParentBasedSampler } from '@opentelemetry/sdk-trace'
 import { test } from 'tap'
@@ -11,7 +12,7 @@ import { Cancelled, detail, InvalidRequest, UpstreamError, UpstreamRejected } fr
 import { chunkFrames } from '../../schemas/frames.ts'
 import type { Expense } from '../../schemas/gateway.ts'
 import { build, hello, stack, towards } from '../helper.ts'
-import { completion as answered, chunks, failure, json, sse, startUpstream } from '../upstream.ts'
+import { completion as answered, chunks, failure, gate, json, sse, startUpstream } from '../upstream.ts'
 import {
   ask,
   askStream,
@@ -240,6 +241,48 @@ test('the spans of a call', async t => {
     await frames.return()
     t.same(drawn(sdk.spans), [...cancelled, ...cancelled])
     for (const { status } of sdk.spans) t.equal(status.code, SpanStatusCode.UNSET)
+  })
+
+  t.test('of a second attempt that ends late do not say what the one that won says', async t => {
+    const sdk = record(t)
+    const named = (id: string, one: ReturnType<typeof chunk>) => chunkFrames([{ ...one, id }])
+    const started = gate()
+    const over = gate()
+    const loser = scripted('one', async ({ signal }) => {
+      async function* frames() {
+        yield named('loser', role())
+        await started.promise
+        throw signal.reason
+      }
+      return { stream: true, frames: frames() }
+    })
+    const winner = scripted('two', async () => {
+      async function* frames() {
+        yield named('winner', chunk('Hello'))
+        started.open()
+        await over.promise
+        yield named('winner', finish())
+      }
+      return { stream: true, frames: frames() }
+    })
+    const routing = { models: { test: { targets, strategy: 'priority' as const, retries: 0, hedge: { after: 1 } } } }
+    const { gateway } = await traced(t, { routing, providers: [loser, winner] })
+    const answer = await gateway.complete(askStream, gateway.caller())
+    if (!answer.stream) return t.fail('no stream')
+    const reading = textOf(answer)
+    while (sdk.spans.length === 0) await turn()
+    over.open()
+    await reading
+    const said = sdk.spans.map(({ name, attributes }) => [
+      name,
+      attributes['gen_ai.response.id'],
+      attributes['gen_ai.response.finish_reasons']
+    ])
+    t.strictSame(said, [
+      ['chat m1', undefined, undefined],
+      ['chat m2', 'winner', ['stop']],
+      ['chat test', 'winner', ['stop']]
+    ])
   })
 
   t.test('end when the gateway closes under them', async t => {
