@@ -5,6 +5,7 @@ import auth from './plugins/auth/index.ts'
 import budgets from './plugins/budgets/index.ts'
 import chatCompletions from './plugins/chat-completions/index.ts'
 import cors from './plugins/cors.ts'
+import events from './plugins/events/index.ts'
 import gateway from './plugins/gateway/index.ts'
 import health from './plugins/health.ts'
 import helmet from './plugins/helmet.ts'
@@ -129,6 +130,7 @@ async function gatewayApp(
   if (plugins.models) await app.register(models)
   if (plugins.admin) await app.register(admin)
   if (plugins.health) await app.register(health)
+  if (plugins.events) await app.register(events, { ...plugins.events, url: redis })
 }
 
 /** Where this process writes its journal, and how it tells that another one is dead. */

@@ -8,6 +8,7 @@ const root = join(import.meta.dirname, '..')
 const key = 'gw_bench_0123456789abcdef0123456789abcdef'
 export const adminToken = 'bench-admin-token-0123456789'
 const plenty = 1_000_000_000
+const sampling = { OTEL_TRACES_SAMPLER: 'parentbased_traceidratio', OTEL_TRACES_SAMPLER_ARG: '0.01' }
 
 /** dist/server.js, or server.ts where there is no build or an old one. */
 export const server = (() => {
@@ -37,8 +38,8 @@ const off = {
   headers: () => ({})
 }
 
-/** Keys, tenants with limits and budgets, prices, a ledger on SQLite, metrics, events, logs to a file. */
-function governing(directory) {
+/** Keys, tenants with limits and budgets, prices, a ledger on SQLite, metrics, events, traces, spans of 1 %, logs to a file. */
+function governing({ directory, upstream }) {
   return {
     log: { level: 'info', destination: join(directory, 'gateway.log') },
     store: `sqlite:${join(directory, 'gateway.db')}`,
@@ -54,8 +55,13 @@ function governing(directory) {
       budgets: { unpriced: 'deny' },
       ledger: { durability: 'process' },
       structuredOutput: true,
+      requestLog: true,
+      traces: true,
+      stats: true,
       metrics: true,
-      events: true
+      events: true,
+      // The upstream takes spans and metrics as well.
+      otel: { protocol: 'http/protobuf', endpoint: new URL(upstream).origin }
     }
   }
 }
@@ -67,7 +73,7 @@ const on = {
   checked: true,
   start: options =>
     start(options, {
-      ...governing(options.directory),
+      ...governing(options),
       tenants: {
         bench: {
           keys: [key],
@@ -95,7 +101,7 @@ export function settled(name, title, home) {
     ready: '/ready',
     database: join(home, 'gateway.db'),
     secret: '',
-    start: options => start(options, governing(home)),
+    start: options => start(options, governing({ ...options, directory: home })),
     headers() {
       return { authorization: `Bearer ${this.secret}` }
     }
@@ -106,7 +112,7 @@ export const gateways = [off, on]
 
 function start(options, more) {
   const file = configure(options, more)
-  return { args: [server, '--config', file], cwd: options.directory }
+  return { args: [server, '--config', file], cwd: options.directory, env: sampling }
 }
 
 function configure({ port, upstream, directory }, more) {

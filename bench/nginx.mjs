@@ -38,6 +38,7 @@ http {
   server {
     listen 127.0.0.1:${port} backlog=4096;
     location = /health { return 200 'ok'; }
+    location ~ ^/v1/(traces|metrics)$ { default_type application/x-protobuf; return 200; }
     ${cases.map(one => location(directory, one)).join('\n    ')}
   }
 }

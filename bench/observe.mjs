@@ -6,8 +6,10 @@ import { hostname, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import Fastify from 'fastify'
 import { destination, pino } from 'pino'
+import events from '../plugins/events/index.ts'
 import gateway from '../plugins/gateway/index.ts'
 import http from '../plugins/http/index.ts'
+import metrics from '../plugins/metrics/index.ts'
 import { logDestination } from '../plugins/request-log/destination.ts'
 import requestLog from '../plugins/request-log/index.ts'
 import { callLine } from '../plugins/request-log/line.ts'
@@ -67,7 +69,9 @@ const watched = {
   'log, below its level': { log: ourLog('warn'), plugins: [requestLog] },
   traces: { plugins: [traces] },
   stats: { plugins: [stats] },
-  'log, traces and stats': { log: ourLog(), plugins: [requestLog, traces, stats] }
+  metrics: { plugins: [metrics] },
+  'events, nobody listens': { plugins: [events] },
+  'all of these': { log: ourLog(), plugins: [requestLog, traces, stats, metrics, events] }
 }
 
 async function kernel({ log = quiet, plugins = [] }) {

@@ -25,13 +25,17 @@ const kinds = [
   'routing',
   'translation',
   'image',
+  'observe',
+  'otel',
+  'signing',
   'scale'
 ]
 const quickKinds = ['json', 'sse', 'latency', 'chunks']
 const usage = `node bench/run.mjs [options]
 
   --quick          about a minute: fewer and shorter rounds, no JSON 10 KB, memory,
-                   start-up, ledger, routing, translation, image, scale
+                   start-up, ledger, routing, translation, image, observe,
+                   otel, signing, scale
   --rounds N       rounds of the throughput rows (7; 2 with --quick)
   --only A,B       of ${kinds.join(', ')}
   --rows N         rows of the ledger in scale (${allRows}, at least ${leastRows})
@@ -80,6 +84,9 @@ if (!flags.relays) {
   if (flags.only.has('routing') && available) await share('routing', 'kernel with routing', "routing's")
   if (flags.only.has('translation') && available) await translation()
   if (flags.only.has('image') && available) await image()
+  if (flags.only.has('observe') && available) await observers()
+  if (flags.only.has('otel') && available) await telemetry()
+  if (flags.only.has('signing') && available) await signing()
   if (flags.only.has('scale') && available) await growth()
 }
 report()
@@ -326,11 +333,46 @@ async function image() {
   await alone('image', 'gateway', rows)
 }
 
+/** What watching costs; observe.mjs says how. */
+async function observers() {
+  const row = (title, name, below) => ({
+    title: `${title}, event-loop time per request, µs`,
+    says: new RegExp(`^${name}\\s+\\+(-?[\\d.]+) µs`, 'm'),
+    below
+  })
+  await alone('observe', 'kernel that is watched', [
+    row('the log, to a file', 'log, to a file'),
+    row('traces', 'traces'),
+    row('stats', 'stats'),
+    row('metrics', 'metrics'),
+    row('events, nobody listens', 'events, nobody listens'),
+    row('all of these', 'all of these', 6)
+  ])
+}
+
+/** What spans cost; otel.mjs says how. */
+async function telemetry() {
+  const row = (name, below) => ({
+    title: `OpenTelemetry ${name}, event-loop time per request over HTTP, µs`,
+    says: new RegExp(`^${name} .*\\+\\s+(-?[\\d.]+) over HTTP`, 'm'),
+    digits: 1,
+    below
+  })
+  await alone('otel', 'gateway', [row('on, 1 %', 3), row('on, 100 %', 40)])
+}
+
+/** What signatures cost; signing.mjs says how. */
+async function signing() {
+  const row = (name, below) => ({ title: `${name}, µs`, says: new RegExp(`^${name}.* ([\\d.]+) µs`, 'm'), below })
+  const rows = [row('signed answer', 10), row('signed chunk, one a read', 5), row('signed chunk, twenty a read', 5)]
+  await alone('signing', 'signer', rows)
+}
+
 /** Rows of a script that runs in a process of its own: what it `says` is the value, and the target is to be `below`. */
 async function alone(name, contender, rows) {
   progress(name)
   second.contenders.push({ name, title: contender })
-  const output = run('contender', node, [join(import.meta.dirname, `${name}.mjs`)], 120_000)
+  const output = run('contender', node, [join(import.meta.dirname, `${name}.mjs`)], 240_000)
   for (const { title, says, digits = 2, below } of rows) {
     const row = measure(title, digits, { single: true })
     second.measures.push(row)
@@ -338,7 +380,7 @@ async function alone(name, contender, rows) {
       const [, text] = says.exec(await output) ?? []
       if (text === undefined) throw new Error(`${name}.mjs said nothing: ${(await output).slice(-200)}`)
       row.add(name, Number(text))
-      row.note(name, `target below ${below}: ${Number(text) < below ? 'met' : 'MISSED'}`)
+      if (below !== undefined) row.note(name, `target below ${below}: ${Number(text) < below ? 'met' : 'MISSED'}`)
     } catch (error) {
       row.fail(name, error)
     }

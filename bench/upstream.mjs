@@ -24,6 +24,10 @@ const server = createServer({ keepAliveTimeout: 60_000 }, (request, response) =>
       response.writeHead(200, { 'content-type': fixed.type, ...length }).end(fixed.answer)
       return
     }
+    if (request.url === '/v1/traces' || request.url === '/v1/metrics') {
+      response.writeHead(200, { 'content-type': 'application/x-protobuf' }).end()
+      return
+    }
     const [, chunks, interval] = pacedPath.exec(request.url) ?? []
     if (chunks === undefined) {
       response.writeHead(request.url === '/health' ? 200 : 404).end()

@@ -157,7 +157,22 @@ export const PluginOptions = closed({
     }),
     true
   ),
-  events: toggle(Nothing, true),
+  /** GET /events, and the stream in Redis where `redis` names one. */
+  events: toggle(
+    closed({
+      /** The key of the stream; false: nothing is written to Redis. */
+      stream: preset(Type.Union([Type.Literal(false), Words], { allowed: 'a key of Redis or false' }), 'agent.events'),
+      /** About how many events the stream keeps. */
+      maxLength: preset(Count, 10_000),
+      /** Without Redis: how many are kept for subscribers that come back. */
+      kept: preset(Count, 1_000),
+      /** What may wait for a subscriber that does not read. */
+      buffer: preset(Size, '1mb'),
+      /** The most at a time. */
+      subscribers: preset(Count, 2_000)
+    }),
+    true
+  ),
   signing: toggle(
     closed({
       secret: Secret,

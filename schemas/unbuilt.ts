@@ -9,7 +9,6 @@ export const unbuilt: readonly string[] = [
   'plugins.cache',
   'plugins.structuredOutput',
   'plugins.opa',
-  'plugins.events',
   'plugins.insights',
   'plugins.realtime'
 ]

@@ -21,6 +21,8 @@ interface Row {
   readonly body?: (number: number) => object
   /** False: there is no HEAD beside this GET. */
   readonly head?: false
+  /** An answer that does not end: only its head is looked at. */
+  readonly endless?: true
 }
 
 const chat = () => ({ model: 'test', messages: [{ role: 'user', content: 'Hello' }] })
@@ -58,7 +60,9 @@ const table: Readonly<Record<string, Row>> = {
   'GET /api/audit': { who: 'admin', status: 200 },
   'GET /api/targets': { who: 'admin', status: 200 },
   'POST /api/routing/reload': { who: 'admin', status: 200 },
-  'GET /metrics': { who: 'admin', status: 200 }
+  'GET /metrics': { who: 'admin', status: 200 },
+  'GET /events': { who: 'admin', status: 200, head: false, endless: true },
+  'POST /events/ticket': { who: 'admin', status: 200 }
 }
 
 async function freshTenant(app: FastifyInstance, number: number): Promise<string> {
@@ -159,12 +163,19 @@ async function credentials(app: FastifyInstance) {
 
 async function ask(app: FastifyInstance, route: string, secret: string | null, body?: object) {
   const [method, url] = route.split(' ')
-  return app.inject({
+  const response = await app.inject({
     method: method as 'GET',
     url: url!,
     headers: secret === null ? {} : { authorization: `Bearer ${secret}` },
+    payloadAsStream: table[route]?.endless === true,
     ...(body === undefined ? {} : { payload: body })
   })
+  if (!table[route]?.endless) return response
+  const { statusCode } = response
+  let text = ''
+  if (statusCode === 200) response.stream().destroy()
+  else for await (const part of response.stream()) text += part
+  return { statusCode, json: () => JSON.parse(text) }
 }
 
 t.test('every route is in the table, and every row of the table is a route', async t => {

@@ -6,7 +6,7 @@ import t from 'tap'
 
 const root = join(import.meta.dirname, '..')
 /** Plugins that own routes, and so may speak of requests and replies. */
-const transports = ['http', 'chat-completions', 'proxy', 'models', 'health', 'admin', 'metrics']
+const transports = ['http', 'chat-completions', 'proxy', 'models', 'health', 'admin', 'metrics', 'events']
 /** What providers share: single files, and the wires that several vendors speak. */
 const shared = ['upstream', 'body', 'endpoint', 'faults', 'stream', 'sse', 'recall', 'media', 'tokens'].map(
   name => `providers/${name}.ts`

@@ -44,7 +44,7 @@ const minute = 60_000
 const mostTries = 10
 
 /** Keys made over HTTP: in the store, and in memory once they have been used. */
-export function createIssuedKeys({ shared }: Gateway, store: Store, options: IssuedOptions): IssuedKeys {
+export function createIssuedKeys({ shared, events }: Gateway, store: Store, options: IssuedOptions): IssuedKeys {
   const { now, uses } = options
   const mint = createMint(options.checksumSecret)
   const kept = createKept<Issued>({
@@ -91,6 +91,7 @@ export function createIssuedKeys({ shared }: Gateway, store: Store, options: Iss
       return issued(key)
     })
     some = true
+    if (events.heard) events.emit('key.created', { tenant, key: id, expires_at: isoOf(key.expiresAt), actor })
     return { key, secret }
   }
 
@@ -107,6 +108,9 @@ export function createIssuedKeys({ shared }: Gateway, store: Store, options: Iss
       const done = await store.keys.update([changed, made], audit(actor, 'key.rotate', before, changed), before)
       return { done, changed, made }
     })
+    if (events.heard) {
+      events.emit('key.rotated', { tenant, key: id, rotated_to: next, expires_at: isoOf(changed.expiresAt), actor })
+    }
     return { key: made, secret, old: changed }
   }
 
@@ -116,6 +120,7 @@ export function createIssuedKeys({ shared }: Gateway, store: Store, options: Iss
       const changed: ApiKey = { ...before, revokedAt: now() }
       return { done: await store.keys.update([changed], audit(actor, 'key.revoke', before, changed), before), changed }
     })
+    if (events.heard) events.emit('key.revoked', { tenant, key: id, actor })
     return changed
   }
 
@@ -196,6 +201,10 @@ function rightsOf(said: KeyOptions) {
     tokensPerMinute: said.tokensPerMinute ?? null,
     concurrency: said.concurrency ?? null
   }
+}
+
+function isoOf(time: number | null): string | null {
+  return time === null ? null : new Date(time).toISOString()
 }
 
 function refusal() {

@@ -18,6 +18,8 @@ export interface Engine {
 export interface Bounds {
   /** The most that the request, as it is now, can cost at a target. @throws ModelUnpriced */
   boundAt(inference: Inference, target: Target): number
+  /** An account has too little left for a call that may cost `bound`. */
+  refused(inference: Inference, account: Account, spent: bigint, bound: number): void
 }
 
 /** Where nothing has a limit, more than this need not be held: sums stay exact. */
@@ -71,6 +73,10 @@ export class BudgetHold implements Hold {
   granted(amount: number): void {
     if (this.ended) this.#engine.release(this, amount)
     else this.amount += amount
+  }
+
+  refused(account: Account, spent: bigint, bound: number): void {
+    this.#bounds.refused(this.inference, account, spent, bound)
   }
 
   /** Ends it with what the call cost; only the first time counts. False: it had ended. */

@@ -7,7 +7,8 @@ import {
   isGatewayError,
   LimitsUnavailable,
   ModelUnpriced,
-  RequestCostExceeded
+  RequestCostExceeded,
+  withoutKeys
 } from '../../schemas/errors.ts'
 import type { Inference, Outcome, Principal, Target } from '../../schemas/gateway.ts'
 import { mostNano, nanoOf, usdOf, usdText } from '../../schemas/money.ts'
@@ -53,7 +54,7 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
   const whole = options.gateway
   const wholeBudget: BudgetLimit | null = whole ? { limit: nanoOf(whole.dailyLimitUsd), period: 'day' } : null
   const warning = createWarning(whole?.warningThreshold ?? 1, gateway)
-  const bounds: Bounds = { boundAt }
+  const bounds: Bounds = { boundAt, refused: tellRefused }
   const books = createBooks({
     store: bookkeeper,
     log,
@@ -256,6 +257,24 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
       likely = Math.max(likely, pricing.estimate(target, inference.size.estimate, output) ?? 0)
     }
     if (likely > limit) throw new RequestCostExceeded(usdText(Math.min(likely, mostNano)), usdText(limit))
+  }
+
+  function tellRefused(inference: Inference, account: Account, spent: bigint, bound: number): void {
+    const { events } = gateway
+    if (!events.heard) return
+    const { id, principal, route, facts } = inference
+    events.emit('model.budget.exceeded', {
+      id,
+      tenant: principal.tenant,
+      key: principal.key,
+      model: withoutKeys(route.alias),
+      trace_id: facts.traceId,
+      scope: account.scope,
+      period: account.periodKey,
+      spent_usd: usdOf(spent),
+      limit_usd: usdOf(account.limit ?? 0),
+      bound_usd: usdOf(bound)
+    })
   }
 
   function boundAt(inference: Inference, target: Target): number {

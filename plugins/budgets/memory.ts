@@ -1,6 +1,6 @@
 import type { Account } from './account.ts'
 import type { BudgetHold, Engine } from './hold.ts'
-import { refusal } from './refusal.ts'
+import { refuse } from './refusal.ts'
 
 /** Holds in one process: everything happens at once, and nothing is allocated. */
 export function createMemory(spentOf: (account: Account) => void): Engine {
@@ -18,9 +18,9 @@ export function createMemory(spentOf: (account: Account) => void): Engine {
   return {
     acquire(hold, amount) {
       const { key, tenant, gateway } = hold
-      if (key !== null && lacks(key, amount)) throw refusal(key, key.total, heldFor(key), amount)
-      if (tenant !== null && lacks(tenant, amount)) throw refusal(tenant, tenant.total, heldFor(tenant), amount)
-      if (gateway !== null && lacks(gateway, amount)) throw refusal(gateway, gateway.total, gateway.held, amount)
+      if (key !== null && lacks(key, amount)) throw refuse(hold, key, key.total, heldFor(key), amount)
+      if (tenant !== null && lacks(tenant, amount)) throw refuse(hold, tenant, tenant.total, heldFor(tenant), amount)
+      if (gateway !== null && lacks(gateway, amount)) throw refuse(hold, gateway, gateway.total, gateway.held, amount)
       take(key, amount)
       take(tenant, amount)
       take(gateway, amount)

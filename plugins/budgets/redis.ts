@@ -7,7 +7,7 @@ import type { Store } from '../../schemas/store.ts'
 import type { Account } from './account.ts'
 import type { Books } from './books.ts'
 import { accountsOf, type BudgetHold, type Engine } from './hold.ts'
-import { refusal } from './refusal.ts'
+import { refuse } from './refusal.ts'
 import { hold as holdScript } from './script.ts'
 
 export interface RedisOptions {
@@ -310,7 +310,7 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
       request.resolve()
     } else if (verdict > 0) {
       const account = scopes[verdict - 1]!
-      request.reject(refusal(account, account.seenSpent, account.seenHeld, amount))
+      request.reject(refuse(hold, account, account.seenSpent, account.seenHeld, amount))
     } else if (verdict === -1) request.reject(new LimitsUnavailable(rebuilding))
     else if (request.reads++ < mostReads) again.push(request)
     else request.reject(new LimitsUnavailable('Redis does not keep what it is told.'))
@@ -420,7 +420,7 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
       // Without an answer nobody knows how many share, nor what they have spent.
       if (shared.generation === null) throw unavailable(shared.down ?? 'it has not answered yet')
       if (amount > shareLeft(account)) {
-        throw refusal(account, account.seenSpent + BigInt(account.settledSince), account.seenHeld, amount)
+        throw refuse(hold, account, account.seenSpent + BigInt(account.settledSince), account.seenHeld, amount)
       }
     }
     for (const account of accounts) {

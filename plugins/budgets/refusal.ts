@@ -1,14 +1,21 @@
 import { type GatewayError, InsufficientQuota } from '../../schemas/errors.ts'
 import { usdText } from '../../schemas/money.ts'
 import type { Account } from './account.ts'
+import type { BudgetHold } from './hold.ts'
 
 const adjectives = { total: 'The', hour: 'The hourly', day: 'The daily', week: 'The weekly', month: 'The monthly' }
+
+/** The account that refuses a hold, and why: whoever listens is told, the caller gets the rest. */
+export function refuse(hold: BudgetHold, account: Account, spent: bigint, held: number, bound: number): GatewayError {
+  hold.refused(account, spent, bound)
+  return refusal(account, spent, held, bound)
+}
 
 /**
  * Says which budget refuses, what is left of it, what the call may cost, and when there is more. Money in nano-USD. Of the
  * gateway's budget no amounts: they would tell each tenant what the others spend.
  */
-export function refusal(account: Account, spent: bigint, held: number, bound: number): GatewayError {
+function refusal(account: Account, spent: bigint, held: number, bound: number): GatewayError {
   const limit = BigInt(account.limit ?? 0)
   const left = limit - spent
   const name = `${adjectives[account.period]} budget of ${whose(account)}`

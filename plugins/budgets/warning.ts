@@ -1,15 +1,19 @@
 import type { Gateway } from '../../schemas/gateway.ts'
-import { usdText } from '../../schemas/money.ts'
+import { usdOf, usdText } from '../../schemas/money.ts'
 import type { Account } from './account.ts'
 
 const kept = 3 * 86_400_000
 
 /** Says once in a period that the gateway has spent a part of its budget; with Redis, one process says it for all. */
-export function createWarning(threshold: number, gateway: Pick<Gateway, 'log' | 'shared'>) {
+export function createWarning(threshold: number, gateway: Pick<Gateway, 'log' | 'shared' | 'events'>) {
   let given: string | null = null
 
   function say(account: Account, spent: number): void {
-    const { limit, periodKey: period } = account
+    const { scope, limit, periodKey: period } = account
+    const { events } = gateway
+    if (events.heard) {
+      events.emit('model.budget.warning', { scope, period, spent_usd: usdOf(spent), limit_usd: usdOf(limit ?? 0) })
+    }
     gateway.log.warn(
       { period, spentUsd: usdText(spent), limitUsd: usdText(limit ?? 0) },
       'the budget of this gateway is nearly used up'

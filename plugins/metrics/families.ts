@@ -1,8 +1,8 @@
 import { Counter, Gauge, Histogram, type Registry } from 'prom-client'
 import { usdOf } from '../../schemas/money.ts'
 
-// Counters of our own behind prom-client's registry: its `inc({ labels })` makes a text of the labels with each call, which
-// costs more than everything else that is counted. Ours are found once and are at the same time what is written.
+// Counters of our own behind prom-client's registry: its `inc({ labels })` makes a text of the labels with each call,
+// which costs more than everything else that is counted. Ours are found once, and are themselves what is written.
 
 export type Labels = Readonly<Record<string, string>>
 

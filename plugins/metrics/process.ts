@@ -1,9 +1,9 @@
 import { constants, PerformanceObserver, performance } from 'node:perf_hooks'
 import type { Distribution, Families, Labels } from './families.ts'
 
-// The process that the gateway runs in. Not prom-client's collectDefaultMetrics: nobody can end what that begins, its event
-// loop lag is never less than the interval of its own measurement and begins anew with every scrape, whoever makes it, and
-// all open handles and files are listed for each.
+// The process that the gateway runs in. Not prom-client's collectDefaultMetrics: nobody can end what that begins, its
+// event loop lag is never less than the interval of its own measurement and begins anew with every scrape, whosever
+// it is, and all open handles and files are listed for each.
 
 const none: Labels = {}
 /** Milliseconds between looks at how late the event loop is. */

@@ -17,8 +17,8 @@ interface Route {
 }
 
 /**
- * Counts what our routes answer: from the first hook to the end of the answer, which Node announces by `close` whether it
- * was taken over, refused or left. Fastify's onResponse does not run for a client that leaves in the middle of a stream.
+ * Counts what our routes answer: from the first hook to the end of the answer, which Node announces by `close` whether
+ * it was taken over, refused or left. Fastify's onResponse does not run for a client that leaves in mid-stream.
  */
 export function createRequests(families: Families): (request: FastifyRequest, reply: FastifyReply) => void {
   const requests = families.counter(

@@ -8,8 +8,8 @@ const none: Labels = {}
 const breakerStates = { closed: 0, 'half-open': 1, open: 2 }
 
 /**
- * What other plugins know, read when somebody asks: all of it is in memory, nobody waits for Redis or the database. Only what
- * is there is shown. Once everything is loaded.
+ * What other plugins know, read when somebody asks: all of it is in memory, nobody waits for Redis or the database.
+ * Only what is there is shown. Once everything is loaded.
  */
 export function readStanding(gateway: Gateway, { gauge, counter }: Readers, calls: Calls): void {
   const { targets, rateLimit, budgets, store, shared, ledger, tracing, eventStream } = gateway

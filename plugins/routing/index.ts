@@ -111,7 +111,7 @@ async function routingPlugin(app: FastifyInstance, options: RoutingOptions): Pro
     list: () => [...registered.values()]
   })
 
-  const targets = createTargets({ ...defaultBreaker, ...breaker }, gateway.log, now)
+  const targets = createTargets({ ...defaultBreaker, ...breaker }, gateway, now)
   const discovery = createDiscovery({ kept, log: gateway.log, now, pause })
   const models = createModels({ passThrough, providers: registered, targets, discovery, gateway })
   gateway.decorate('targets', targets)

@@ -15,7 +15,7 @@ export function createReload(
   models: Pick<Models, 'prepare'>,
   gateway: Gateway
 ): Reload {
-  const { log } = gateway
+  const { log, events } = gateway
   let current = first
   /** One after another: of two at once the later one has to win. */
   let tail: Promise<unknown> = Promise.resolve()
@@ -33,6 +33,7 @@ export function createReload(
       replace()
       current = next
       const config = hash === null ? null : shortHash(hash)
+      if (events.heard) events.emit('routing.reloaded', { changes: changes.length, config, actor })
       log.info({ changes: changes.map(({ path }) => path), config, actor }, 'the routing table has changed')
       await writeDown(auditOf(actor, changes, { before, after: hash }))
     }

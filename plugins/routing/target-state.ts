@@ -1,4 +1,5 @@
-import { detail, type GatewayError } from '../../schemas/errors.ts'
+import { detail, type GatewayError, withoutKeys } from '../../schemas/errors.ts'
+import type { EventBus } from '../../schemas/events.ts'
 import type { Log } from '../../schemas/gateway.ts'
 import type { Provider } from '../../schemas/provider.ts'
 import { Breaker, type BreakerOptions } from './breaker.ts'
@@ -12,6 +13,12 @@ const memory = 10_000
 const fading = 60_000
 /** More than any latency: who has been asked and has not answered yet is not asked by the next one too. */
 const unheard = 1e9
+
+/** Where a target says what becomes of it. */
+export interface Told {
+  readonly log: Log
+  readonly events: EventBus
+}
 
 /** Why nobody is let in, and until when, in milliseconds since 1970. */
 export interface Rest {
@@ -38,16 +45,18 @@ export class TargetState {
   readonly latency = new Window()
   readonly firstToken = new Window()
   #log: Log
+  #events: EventBus
   #turn = 0
   #average = 0
   #heardAt = 0
 
-  constructor(provider: Provider, model: string, keys: KeyPool, options: BreakerOptions, log: Log) {
+  constructor(provider: Provider, model: string, keys: KeyPool, options: BreakerOptions, told: Told) {
     this.provider = provider
     this.model = model
     this.breaker = new Breaker(options)
     this.lanes = keys.map((refused, key) => new Lane(key, refused))
-    this.#log = log
+    this.#log = told.log
+    this.#events = told.events
   }
 
   /**
@@ -133,6 +142,7 @@ export class TargetState {
     if (counts && this.breaker.fail(call, now)) {
       const { code, message } = this.lastError
       this.#log.warn({ ...this.#named(), code, reason: message }, 'a target is left alone for a while')
+      this.#tell('open', code)
     }
   }
 
@@ -148,6 +158,13 @@ export class TargetState {
 
   #answersAgain(): void {
     this.#log.info(this.#named(), 'a target answers again')
+    this.#tell('closed', null)
+  }
+
+  #tell(state: 'open' | 'closed', reason: string | null): void {
+    const { provider, model } = this
+    if (!this.#events.heard) return
+    this.#events.emit('routing.breaker', { provider: provider.name, target_model: withoutKeys(model), state, reason })
   }
 
   #named() {

@@ -1,10 +1,9 @@
-import type { Log } from '../../schemas/gateway.ts'
 import type { Provider } from '../../schemas/provider.ts'
 import type { BreakerOptions, BreakerState } from './breaker.ts'
 import type { StateOf } from './compile.ts'
 import { type KeyPool, type KeyRest, keyPool } from './lane.ts'
 import type { Room } from './places.ts'
-import { TargetState } from './target-state.ts'
+import { TargetState, type Told } from './target-state.ts'
 
 /** What is known of the targets of this gateway. */
 export interface Targets {
@@ -63,7 +62,7 @@ export interface TargetReport {
 /** Targets outside the table that are remembered: their names come from callers. */
 const mostPassing = 1_000
 
-export function createTargets(options: BreakerOptions, log: Log, now: () => number): Targets {
+export function createTargets(options: BreakerOptions, told: Told, now: () => number): Targets {
   const pools = new Map<Provider, KeyPool>()
   const passing = new Map<string, TargetState>()
   let table = new Map<string, TargetState>()
@@ -77,7 +76,7 @@ export function createTargets(options: BreakerOptions, log: Log, now: () => numb
   }
 
   function made(provider: Provider, model: string): TargetState {
-    return new TargetState(provider, model, poolOf(provider), options, log)
+    return new TargetState(provider, model, poolOf(provider), options, told)
   }
 
   function poolOf(provider: Provider): KeyPool {

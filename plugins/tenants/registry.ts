@@ -32,6 +32,7 @@ export interface Registry {
 export function createRegistry(gateway: Gateway, options: TenantsOptions): Registry {
   const store = gateway.optional('store', 'tenants')
   const shared = gateway.optional('shared', 'tenants')
+  const { events } = gateway
   const now = options.now ?? Date.now
   const fixed = new Map<string, Compiled>()
   for (const [id, settings] of Object.entries({ public: {}, ...options.tenants })) {
@@ -94,6 +95,7 @@ export function createRegistry(gateway: Gateway, options: TenantsOptions): Regis
     return kept.change(id, async () => {
       const made = await storeOf(store).tenants.insert(stored, audit(actor, 'tenant.create', id, null, stored))
       if (!made) throw new TenantExists(id)
+      if (events.heard) events.emit('tenant.created', { tenant: id, actor })
       return compile(stored)
     })
   }
@@ -106,7 +108,9 @@ export function createRegistry(gateway: Gateway, options: TenantsOptions): Regis
         const before = await tenants.get(id)
         if (before === null) throw new TenantNotFound(id)
         const after: StoredTenant = { ...before, ...said, id, source: 'api', createdAt: before.createdAt }
-        if (await tenants.update(after, audit(actor, 'tenant.update', id, before, after), before)) return compile(after)
+        if (!(await tenants.update(after, audit(actor, 'tenant.update', id, before, after), before))) continue
+        if (events.heard) events.emit('tenant.updated', { tenant: id, active: after.active, actor })
+        return compile(after)
       }
       throw new StoreUnavailable(`the tenant ${id} is changed by too many at once.`)
     })
@@ -120,6 +124,7 @@ export function createRegistry(gateway: Gateway, options: TenantsOptions): Regis
         throw new TenantNotFound(id)
       }
       removed(id)
+      if (events.heard) events.emit('tenant.deleted', { tenant: id, actor })
       return null
     })
     shared?.publish('tenant-removed', id)

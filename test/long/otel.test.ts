@@ -5,7 +5,7 @@ import { type Fared, fare } from './otel.ts'
 
 // The short form, in which only answers are counted: test/plugins/otel/collector.test.ts.
 
-const calls = 30_000
+const calls = 20_000
 const conducts: Array<Conduct | 'absent'> = ['take', 'absent', { slow: 3_000 }, 'refuse', 'reject', 'hang', 'break']
 const skip = existsSync('/proc/self/status') ? false : 'memory is read from /proc'
 

@@ -1,4 +1,4 @@
-import { context, diag, metrics, propagation, trace } from '@opentelemetry/api'
+import { context, diag, logs, metrics, propagation, trace } from '@opentelemetry/api'
 import { NodeSDK } from '@opentelemetry/sdk-node'
 import type { Test } from 'tap'
 
@@ -56,5 +56,5 @@ export function startSdk(t: Test, env: Readonly<Record<string, string>>): Sdk {
 
 /** What is registered belongs to the process; the next test registers its own. */
 export function forgetSdk(): void {
-  for (const api of [trace, metrics, context, propagation, diag]) api.disable()
+  for (const api of [trace, metrics, logs, context, propagation, diag]) api.disable()
 }

@@ -26,7 +26,7 @@ function bare(headers: Headers): Headers {
 
 /** What of an answer is neither of the transport nor of the gateway. */
 function security(headers: Headers): Headers {
-  const ours = /^(x-request-id|x-gateway-|x-should-retry|retry-after|cache-control|x-accel-buffering)/
+  const ours = /^(x-request-id|x-trace-id|x-gateway-|x-should-retry|retry-after|cache-control|x-accel-buffering)/
   return Object.fromEntries(Object.entries(bare(headers)).filter(([name]) => !ours.test(name)))
 }
 

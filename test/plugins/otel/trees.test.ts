@@ -10,7 +10,7 @@ import { type Asked, type Stage, secrets, stage } from './stage.ts'
 /** The tree of a call: a server span, the call, its attempts. Their attributes and times are judged on the way. */
 async function treeOf(t: Test, { spans }: Stage, asked: Asked, enough: number) {
   const found = await spans(asked, enough)
-  t.same(faultsOfTimes(found), [], 'children are within their parents')
+  t.same(faultsOfTimes(found, 0n), [], 'children are within their parents')
   for (const span of found) {
     const faults = isOfModel(span) ? faultsOfModelSpan(span) : faultsOfAttributes(span.attributes)
     t.same(faults, [], `${span.name} is as the conventions have it`)
@@ -217,7 +217,7 @@ t.test('what a server exports', async t => {
     controller.abort()
     t.match(await answer, { name: 'AbortError' })
     const spans = await world.receiver.trace('5a'.repeat(16), 3)
-    t.same(faultsOfTimes(spans), [])
+    t.same(faultsOfTimes(spans, 0n), [])
     t.equal(drawn(spans).length, 3)
   })
 
