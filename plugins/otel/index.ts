@@ -157,7 +157,7 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
     }
     // Of two at a time, what the caller reads is said by the one that won.
     const isRead = answer?.stream === false || expense.inference.facts.target === expense.target
-    if (answer !== null && isRead) describeResponse(span, traced.response(answer))
+    if (answer !== null && isRead) describeResponse(span, traced.response(answer), true)
     if (status !== 'settled') describeError(span, error)
   }
 
@@ -198,7 +198,7 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
     if (record.firstToken !== null) span.setAttribute(is.firstChunk, record.firstToken / 1_000)
     describeUsage(span, record.usage, legacyAttributes)
     describeCost(span, record.cost)
-    describeResponse(span, traced.response())
+    describeResponse(span, traced.response(), false)
     if (captureContent) describeContent(span, inference, traced)
     if (outcome.status !== 'completed') describeError(span, outcome.error)
     if (legacyAttributes) addOlderSpans(inference, traced, outcome)

@@ -156,6 +156,9 @@ t.test('Redis away', async t => {
   await call(url)
   await ear.count(4)
 
+  // They may be read before whoever has written them knows it.
+  await holds(() => app.gateway.eventStream?.waiting === 0)
+
   await redis.stop()
   const times: number[] = []
   for (let count = 0; count < 200; count++) {
