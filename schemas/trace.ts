@@ -14,10 +14,9 @@ export function traceIdOf(traceparent: string | undefined): string | null {
   return found[1] ?? null
 }
 
-const pool = Buffer.allocUnsafe(256)
-/** Random digits for the next ids, which share their memory: few enough that an id that is kept does not keep much. */
-let drawn = ''
-let next = 0
+/** Random bytes for the next ids: to draw them for each would cost more than all else about an id. */
+const pool = Buffer.allocUnsafe(4_096)
+let next = pool.length
 
 /** A new trace id: 32 hex digits. */
 export function newTraceId(): string {
@@ -33,12 +32,13 @@ export function newSpanId(): string {
 }
 
 function draw(digits: number): string {
-  if (next + digits > drawn.length) {
-    drawn = randomFillSync(pool).toString('hex')
+  const bytes = digits / 2
+  if (next + bytes > pool.length) {
+    randomFillSync(pool)
     next = 0
   }
-  const id = drawn.slice(next, next + digits)
-  next += digits
+  const id = pool.toString('hex', next, next + bytes)
+  next += bytes
   return id
 }
 
