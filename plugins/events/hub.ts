@@ -1,6 +1,7 @@
 import type { Principal } from '../../schemas/gateway.ts'
+import { bringUpToDate } from './catch-up.ts'
 import type { Filter, Wish } from './filter.ts'
-import { bytesOf, type Form, type Item, isAfter, notice } from './item.ts'
+import { bytesOf, type Form, type Item, notice } from './item.ts'
 import type { Source } from './source.ts'
 
 /** Why a subscription ends from our side. */
@@ -52,19 +53,21 @@ export interface Hub {
   revoke(test: (reader: Reader) => boolean, from: number): void
   readonly size: number
   readonly slow: number
-  /** Tells everybody that this ends, without waiting for anybody. */
+  /** Writes what was shown and tells everybody that this ends, without waiting for anybody. */
   close(): void
   /** Resolves when the connections of all subscribers have ended; those that have not by then are cut. */
   emptied(patience: number): Promise<void>
 }
 
-interface Subscription {
+export interface Subscription {
   readonly sink: Sink
   readonly reader: Reader
   readonly filter: Filter
   ended: boolean
   /** The first batch that it gets; what was before it has got in another way. */
   from: number
+  /** Id of the last event that was written to it: whoever comes back with it misses nothing. */
+  at: string
 }
 
 /** Subscribers that want the same in the same form share its bytes. */
@@ -87,9 +90,6 @@ const mostQueued = 50_000
 const writesAtOnce = 100
 /** Milliseconds between signs of life. */
 const beatEvery = 15_000
-/** Events that are read at once for those who come back. */
-const page = 500
-const pauseAfterFault = 500
 
 export function createHub(source: () => Source, { buffer, now, failed }: HubOptions): Hub {
   const subscriptions = new Set<Subscription>()
@@ -104,6 +104,7 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
   let batches: Batch[] = []
   let timer: NodeJS.Timeout | undefined
   let writing: Promise<void> | null = null
+  let writes: Generator<void> | null = null
   let beats: NodeJS.Timeout | undefined
   let slow = 0
 
@@ -148,26 +149,36 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
   }
 
   async function writeAll(): Promise<void> {
-    let writes = 0
+    writes = writesOf()
+    for (let count = 1; writes.next().done !== true; count++) if (count % writesAtOnce === 0) await turn()
+    writes = null
+  }
+
+  /** Batch by batch, one subscriber at a time. */
+  function* writesOf(): Generator<void> {
     for (let batch = batches.shift(); batch !== undefined; batch = batches.shift()) {
+      const last = batch.items.at(-1)!.id
       for (const { form, filter, members } of [...groups.values()]) {
         const items = batch.items.filter(item => filter.passes(item))
         if (items.length === 0) continue
         const bytes = bytesOf(form, items)
         for (const subscription of [...members]) {
-          if (subscription.from <= batch.number) write(subscription, bytes)
-          if (++writes % writesAtOnce === 0) await turn()
+          if (subscription.from <= batch.number) write(subscription, bytes, last)
+          yield
         }
       }
       queued -= Math.min(queued, batch.items.length)
     }
   }
 
-  /** Nobody waits for those who do not read. */
-  function write(subscription: Subscription, bytes: Buffer): void {
+  /** Nobody waits for those who do not read. @param last id of the last event in `bytes` */
+  function write(subscription: Subscription, bytes: Buffer, last: string): void {
     if (subscription.ended) return
     if (subscription.sink.waiting > buffer) drop(subscription)
-    else subscription.sink.write(bytes)
+    else {
+      subscription.sink.write(bytes)
+      subscription.at = last
+    }
   }
 
   function drop(subscription: Subscription): void {
@@ -182,7 +193,7 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
 
   function end(subscription: Subscription, why: Ending): void {
     remove(subscription)
-    subscription.sink.end(why, source().last ?? '')
+    subscription.sink.end(why, subscription.at)
   }
 
   function remove(subscription: Subscription): void {
@@ -210,49 +221,13 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
     group.members.add(subscription)
   }
 
-  /** Says where it begins, and hands out what is kept from there on, until nothing is left that was shown already. */
-  async function begin(subscription: Subscription, after: string | null): Promise<void> {
-    const { sink, filter } = subscription
-    await source().ready()
-    const start = source().last
-    if (subscription.ended || start === null) return
-    const isAhead = after !== null && isAfter(after, start)
-    const gap = after !== null && (isAhead || (await ask(subscription, () => source().misses(after))))
-    let cursor = after === null || isAhead ? start : after
-    if (subscription.ended) return
-    if (gap) tell(subscription, cursor, 'gateway.events.gap', { after })
-    else tell(subscription, cursor, 'gateway.events.ready', {})
-    for (let last = source().last; last !== null && isAfter(last, cursor); last = source().last) {
-      const [from, upTo] = [cursor, last]
-      const items = await ask(subscription, () => source().between(from, upTo, page))
-      if (items === null) return
-      const wanted = items.filter(item => filter.passes(item))
-      if (wanted.length > 0) write(subscription, bytesOf(sink.form, wanted))
-      cursor = items.length < page ? last : items.at(-1)!.id
-      if (sink.waiting > buffer / 2 && !(await sink.drained())) drop(subscription)
-      if (subscription.ended) return
-    }
-    join(subscription)
-  }
-
-  /** Redis may be away: then it is asked again. Null: nobody waits for the answer any more. */
-  async function ask<Answer>(subscription: Subscription, question: () => Promise<Answer>): Promise<Answer | null> {
-    while (!subscription.ended) {
-      try {
-        const answer = await question()
-        return subscription.ended ? null : answer
-      } catch {
-        await pause()
-      }
-    }
-    return null
-  }
-
   function beat(): void {
     endOverdue()
     const isIdle = queued === 0
-    for (const { sink, from } of [...subscriptions]) {
-      sink.beat(isIdle && from !== Number.POSITIVE_INFINITY ? source().last : null)
+    for (const subscription of [...subscriptions]) {
+      const id = isIdle && subscription.from !== Number.POSITIVE_INFINITY ? source().last : null
+      if (id !== null) subscription.at = id
+      subscription.sink.beat(id)
     }
   }
 
@@ -266,11 +241,12 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
 
   return {
     add(sink, { filter, after }, reader) {
-      const subscription: Subscription = { sink, filter, reader, ended: false, from: Number.POSITIVE_INFINITY }
       if (subscriptions.size === 0) source().start()
+      const [from, at] = [Number.POSITIVE_INFINITY, after ?? source().last ?? '']
+      const subscription: Subscription = { sink, filter, reader, ended: false, from, at }
       subscriptions.add(subscription)
       beats ??= setInterval(beat, beatEvery).unref()
-      begin(subscription, after).catch(failed)
+      bringUpToDate(subscription, after, { source: source(), buffer, tell, write, drop, join }).catch(failed)
       open.add(sink)
       return () => {
         remove(subscription)
@@ -296,7 +272,9 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
     },
     close() {
       clearTimeout(timer)
-      batches = []
+      cutBatch()
+      // What was begun goes on where it is.
+      for (const left = writes ?? writesOf(); left.next().done !== true; );
       for (const subscription of [...subscriptions]) end(subscription, 'closing')
     },
     async emptied(patience) {
@@ -319,8 +297,4 @@ function keyOf({ sink, filter }: Subscription): string {
 
 function turn(): Promise<void> {
   return new Promise(resolve => setImmediate(resolve))
-}
-
-function pause(): Promise<void> {
-  return new Promise(resolve => setTimeout(resolve, pauseAfterFault).unref())
 }

@@ -1,4 +1,5 @@
 import t from 'tap'
+import { createStream } from '../../../plugins/events/stream.ts'
 import { startRedis } from '../../services/index.ts'
 import { consumed } from './group.ts'
 import { call, holds, redisClient, refusedSocket, type Said, socketTo, sseTo, start, ticketOf, token } from './kit.ts'
@@ -137,6 +138,41 @@ t.test('several processes', async t => {
     await holds(async () => (await clients()) === before)
     t.equal(app.gateway.eventStream?.subscribers, 0)
   })
+})
+
+t.test('a stream that was cut behind a reader who is late was read on without a word', async t => {
+  const server = await startRedis(t)
+  if (server === null) return
+  const client = redisClient(t, server)
+  const shown: string[] = []
+  const missed: string[] = []
+  let written = Promise.withResolvers<void>()
+  const source = createStream({
+    redis: client,
+    connect: () => redisClient(t, server),
+    stream: 'agent.events',
+    show: items => shown.push(...items.map(({ id }) => id)),
+    shown: () => written.promise,
+    missed: after => missed.push(after)
+  })
+  t.teardown(() => source.close())
+  const add = () => client.xadd('agent.events', '*', 'event_type', 'a.b', 'data', '{}')
+  source.start()
+  await source.ready()
+  const first = await add()
+  await holds(() => shown.length === 1)
+  for (let count = 0; count < 9; count++) await add()
+  await client.xtrim('agent.events', 'MAXLEN', 3)
+  written.resolve()
+  written = Promise.withResolvers()
+  await holds(() => shown.length === 4)
+  t.strictSame(missed, [first])
+  written.resolve()
+  written = Promise.withResolvers()
+  await add()
+  await holds(() => shown.length === 5)
+  t.equal(missed.length, 1)
+  written.resolve()
 })
 
 t.test('Redis away', async t => {

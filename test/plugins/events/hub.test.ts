@@ -1,0 +1,131 @@
+import t, { type Test } from 'tap'
+import { createHub, type Sink } from '../../../plugins/events/hub.ts'
+import { createRing } from '../../../plugins/events/ring.ts'
+import { createEventBus } from '../../../schemas/events.ts'
+import { holds } from './kit.ts'
+
+const filter = { key: '', passes: () => true }
+const reader = { tenant: 'public', key: null, kind: 'admin' as const, until: null }
+
+function stage(t: Test, options: { kept?: number; buffer?: number } = {}) {
+  const bus = createEventBus(error => t.fail(String(error)))
+  const ring = createRing({ bus, kept: options.kept ?? 1_000, linger: 1, show: items => hub.show(items) })
+  const failed = (error: unknown) => t.fail(String(error))
+  const hub = createHub(() => ring, { buffer: options.buffer ?? 1_000_000, now: Date.now, failed })
+  t.teardown(() => ring.close())
+  return { ring, hub, emit: (actor: number) => bus.emit('tenant.created', { tenant: 'acme', actor: String(actor) }) }
+}
+
+/** A connection whose reader takes what waits when `take` is called. */
+function connection() {
+  let text = ''
+  let waiting = 0
+  let drained = Promise.withResolvers<boolean>()
+  const ended = Promise.withResolvers<{ why: string; id: string }>()
+  const sink: Sink = {
+    form: 'sse',
+    get waiting() {
+      return waiting
+    },
+    write(bytes) {
+      text += bytes
+      waiting += bytes.length
+    },
+    beat() {},
+    drained: () => drained.promise,
+    end: (why, id) => ended.resolve({ why, id }),
+    cut() {}
+  }
+  return {
+    sink,
+    ended: ended.promise,
+    get text() {
+      return text
+    },
+    get waiting() {
+      return waiting
+    },
+    get actors() {
+      return [...text.matchAll(/"actor":"(\d+)"/g)].map(([, actor]) => Number(actor))
+    },
+    get lastId() {
+      return [...text.matchAll(/id: (\S+)/g)].at(-1)?.[1]
+    },
+    take() {
+      waiting = 0
+      drained.resolve(true)
+      drained = Promise.withResolvers()
+    }
+  }
+}
+
+t.test('what was shown just before the end is still written, and the end has its id', async t => {
+  const { hub, emit } = stage(t)
+  const one = connection()
+  hub.add(one.sink, { filter, after: null }, reader)
+  await holds(() => one.text.includes('gateway.events.ready'))
+  for (let actor = 0; actor < 5; actor++) emit(actor)
+  hub.close()
+  t.strictSame(one.actors, [0, 1, 2, 3, 4])
+  t.strictSame(await one.ended, { why: 'closing', id: one.lastId })
+})
+
+t.test('closing in the middle of a batch, everybody gets the rest of it once', async t => {
+  const { hub, emit } = stage(t)
+  const all = Array.from({ length: 250 }, connection)
+  for (const { sink } of all) hub.add(sink, { filter, after: null }, reader)
+  await holds(() => all.every(({ text }) => text.includes('gateway.events.ready')))
+  emit(0)
+  const shown = hub.shown()
+  t.strictSame(all[249]!.actors, [], 'it has its turn later')
+  emit(1)
+  hub.close()
+  await shown
+  const wrong = all.filter(({ actors }) => actors.join() !== '0,1')
+  t.equal(wrong.length, 0)
+})
+
+t.test(
+  'the end of a slow reader had the id of events that it never got, so that it missed them when it came back',
+  async t => {
+    const { hub, emit } = stage(t, { buffer: 500 })
+    const slow = connection()
+    hub.add(slow.sink, { filter, after: null }, reader)
+    await holds(() => slow.text.includes('gateway.events.ready'))
+    for (let actor = 0; actor < 50; actor++) {
+      emit(actor)
+      await hub.shown()
+    }
+    const { why, id } = await slow.ended
+    t.equal(why, 'slow')
+    t.ok(slow.actors.length < 50)
+    const back = connection()
+    hub.add(back.sink, { filter, after: id }, reader)
+    await holds(() => back.text.includes('gateway.events.ready'))
+    t.strictSame(
+      [...slow.actors, ...back.actors],
+      Array.from({ length: 50 }, (_, actor) => actor)
+    )
+  }
+)
+
+t.test('what is dropped while somebody catches up was missing without a word', async t => {
+  const { ring, hub, emit } = stage(t, { kept: 600, buffer: 1_000 })
+  ring.start()
+  const before = ring.last
+  for (let actor = 0; actor < 700; actor++) emit(actor)
+  const late = connection()
+  hub.add(late.sink, { filter, after: before }, reader)
+  await holds(() => late.waiting > 1_000)
+  for (let actor = 700; actor < 5_000; actor++) emit(actor)
+  late.take()
+  await holds(() => late.waiting > 1_000)
+  late.take()
+  await holds(() => late.actors.includes(4_999))
+  const [cut] = late.actors.flatMap((actor, index) => (actor === late.actors[index - 1]! + 1 ? [] : index)).slice(1)
+  t.ok(cut, 'something is missing')
+  const [, text] = late.text.split('"actor":"499"')
+  t.match(text, /^}\n\nid: \S+\ndata: {[^}]*"event_type":"gateway\.events\.gap","after":null}/)
+  t.equal(late.text.match(/gateway\.events\.gap/g)?.length, 1)
+  hub.close()
+})
