@@ -21,7 +21,7 @@ import { createRing } from './ring.ts'
 import type { Source } from './source.ts'
 import { sseSink } from './sse.ts'
 import { createStream } from './stream.ts'
-import { createTickets, isHolder, type Tickets } from './tickets.ts'
+import { createTickets, type Holder, isHolder } from './tickets.ts'
 import { webSocketSink } from './websocket.ts'
 import { createWriter, type Writer } from './writer.ts'
 
@@ -129,6 +129,23 @@ async function events(app: FastifyInstance, options: EventsOptions): Promise<voi
     return { wish, reader: readerOf(gateway.http.principal(request)) }
   }
 
+  /** Null: no ticket was shown. It opens the events and nothing else, also no further ticket. @throws InvalidApiKey */
+  function byTicket(request: FastifyRequest): Promise<Principal> | null {
+    const ticket = request.method === 'GET' ? ticketOf(request) : null
+    return ticket === null ? null : tickets.take(ticket).then(withKey)
+  }
+
+  /** A ticket is worth what the key is that it was got with. @throws InvalidApiKey, StoreUnavailable */
+  async function withKey(holder: Holder): Promise<Holder> {
+    if (holder.kind !== 'key' || holder.key === null) return holder
+    const key = await gateway.store?.keys.get(holder.key)
+    const until = key?.expiresAt ?? null
+    if (!key || key.revokedAt !== null || (until !== null && until <= now())) {
+      throw new InvalidApiKey('The key that this ticket was got with is revoked or expired.')
+    }
+    return { ...holder, until }
+  }
+
   /** `open` makes the sink; what it is given tells that the connection is gone, which may be at once. */
   function subscribe(wish: Wish, reader: Reader, open: (gone: () => void) => Sink): void {
     let end: (() => void) | null = null
@@ -146,7 +163,7 @@ async function events(app: FastifyInstance, options: EventsOptions): Promise<voi
       reply.header('cache-control', 'no-store')
       done()
     })
-    gateway.http.prepare(scope, { open: false, scope: 'admin', ticket: request => ticketOf(request, tickets) })
+    gateway.http.prepare(scope, { open: false, scope: 'admin', ticket: byTicket })
     scope.addHook('onRequest', async request => {
       const { kind, tenant } = gateway.http.principal(request)
       if (kind === 'key' && (await gateway.tenants?.find(tenant))?.active === false) throw new TenantDisabled(tenant)
@@ -229,13 +246,13 @@ function quiet(redis: Redis): Redis {
 }
 
 /** Null: no ticket was shown. @throws InvalidApiKey */
-function ticketOf({ query, headers }: FastifyRequest, tickets: Tickets): Promise<Principal> | null {
+function ticketOf({ query, headers }: FastifyRequest): string | null {
   const ticket = isRecord(query) ? query['ticket'] : undefined
   if (ticket === undefined) return null
   if (headers.authorization !== undefined || headers['x-api-key'] !== undefined || headers['api-key'] !== undefined) {
     throw new InvalidApiKey('This request carries two different credentials.')
   }
-  return tickets.take(typeof ticket === 'string' ? ticket : '')
+  return typeof ticket === 'string' ? ticket : ''
 }
 
 function readerOf(principal: Principal): Reader {
