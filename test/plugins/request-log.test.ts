@@ -554,6 +554,27 @@ t.test('the destination', async t => {
     t.equal(destination.dropped, 40)
   })
 
+  t.test('once a pipe had been full, it never caught up with a reader that reads, and dropped most lines', async t => {
+    let room = 65_536
+    const { destination, text } = sink({
+      take(bytes) {
+        const taken = Math.min(room, bytes.length)
+        room -= taken
+        if (taken > 0) return taken
+        // It is empty again when the next write comes.
+        room = 65_536
+        return refused()
+      }
+    })
+    const line = `${'x'.repeat(999)}\n`
+    for (let count = 0; count < 40; count++) {
+      for (let lines = 0; lines < 50; lines++) destination.write(line)
+      await new Promise(resolve => setTimeout(resolve, 5))
+    }
+    t.equal(destination.dropped, 0)
+    await until(() => text().length === 2_000_000)
+  })
+
   t.test('at the end writes what waits, and gives up after a second', async t => {
     const { destination, text } = sink({ take: bytes => bytes.length })
     destination.write('last\n')
