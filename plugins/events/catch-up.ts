@@ -6,8 +6,8 @@ export interface Catching {
   readonly source: Source
   /** Bytes that may wait for one subscriber. */
   readonly buffer: number
-  tell(subscription: Subscription, id: string, type: string, said: object): void
-  write(subscription: Subscription, bytes: Buffer, last: string): void
+  tell(subscription: Subscription, id: string | null, type: string, said: object): void
+  write(subscription: Subscription, bytes: Buffer): void
   /** It does not read. */
   drop(subscription: Subscription): void
   /** From here on it gets what the others get. */
@@ -33,7 +33,6 @@ export async function bringUpToDate(
   let cursor = after === null || isAhead ? start : after
   let isTold = gap
   if (subscription.ended) return
-  subscription.at = cursor
   if (gap) tell(subscription, cursor, 'gateway.events.gap', { after })
   else tell(subscription, cursor, 'gateway.events.ready', {})
   for (let last = source.last; last !== null && isAfter(last, cursor); last = source.last) {
@@ -42,13 +41,13 @@ export async function bringUpToDate(
     if (items === null) return
     // It takes its time, and what it has not got yet is not kept for its sake.
     if (!isTold && (await ask(subscription, () => source.misses(from)))) {
-      tell(subscription, from, 'gateway.events.gap', { after: null })
+      tell(subscription, null, 'gateway.events.gap', { after: null })
     }
     if (subscription.ended) return
     isTold = false
     cursor = items.length < page ? last : items.at(-1)!.id
     const wanted = items.filter(item => filter.passes(item))
-    if (wanted.length > 0) write(subscription, bytesOf(sink.form, wanted), cursor)
+    if (wanted.length > 0) write(subscription, bytesOf(sink.form, wanted))
     if (sink.waiting > buffer / 2 && !(await sink.drained())) drop(subscription)
     if (subscription.ended) return
   }

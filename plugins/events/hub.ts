@@ -17,7 +17,7 @@ export interface Sink {
   beat(id: string | null): void
   /** Resolves when it has taken what waits, or is gone; false: it has not for a long time. */
   drained(): Promise<boolean>
-  end(why: Ending, id: string): void
+  end(why: Ending): void
   /** Ends it now. */
   cut(): void
 }
@@ -48,7 +48,7 @@ export interface Hub {
   /** Resolves when all that was shown has been written. */
   shown(): Promise<void>
   /** Tells everybody that events may have passed unseen. */
-  missed(id: string): void
+  missed(): void
   /** Ends those who may not listen any more from then on, in milliseconds since 1970. */
   revoke(test: (reader: Reader) => boolean, from: number): void
   readonly size: number
@@ -66,8 +66,6 @@ export interface Subscription {
   ended: boolean
   /** The first batch that it gets; what was before it has got in another way. */
   from: number
-  /** Id of the last event that was written to it: whoever comes back with it misses nothing. */
-  at: string
 }
 
 /** Subscribers that want the same in the same form share its bytes. */
@@ -120,12 +118,12 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
     batches = []
     current = []
     queued = 0
-    missed(source().last ?? '')
+    missed()
   }
 
-  function missed(id: string): void {
+  function missed(): void {
     for (const { members } of groups.values()) {
-      for (const subscription of members) tell(subscription, id, 'gateway.events.gap', { after: null })
+      for (const subscription of members) tell(subscription, null, 'gateway.events.gap', { after: null })
     }
   }
 
@@ -157,13 +155,12 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
   /** Batch by batch, one subscriber at a time. */
   function* writesOf(): Generator<void> {
     for (let batch = batches.shift(); batch !== undefined; batch = batches.shift()) {
-      const last = batch.items.at(-1)!.id
       for (const { form, filter, members } of [...groups.values()]) {
         const items = batch.items.filter(item => filter.passes(item))
         if (items.length === 0) continue
         const bytes = bytesOf(form, items)
         for (const subscription of [...members]) {
-          if (subscription.from <= batch.number) write(subscription, bytes, last)
+          if (subscription.from <= batch.number) write(subscription, bytes)
           yield
         }
       }
@@ -171,14 +168,11 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
     }
   }
 
-  /** Nobody waits for those who do not read. @param last id of the last event in `bytes` */
-  function write(subscription: Subscription, bytes: Buffer, last: string): void {
+  /** Nobody waits for those who do not read. */
+  function write(subscription: Subscription, bytes: Buffer): void {
     if (subscription.ended) return
     if (subscription.sink.waiting > buffer) drop(subscription)
-    else {
-      subscription.sink.write(bytes)
-      subscription.at = last
-    }
+    else subscription.sink.write(bytes)
   }
 
   function drop(subscription: Subscription): void {
@@ -187,13 +181,13 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
     end(subscription, 'slow')
   }
 
-  function tell({ sink }: Subscription, id: string, type: string, said: object): void {
+  function tell({ sink }: Subscription, id: string | null, type: string, said: object): void {
     sink.write(bytesOf(sink.form, [notice(id, type, said)]))
   }
 
   function end(subscription: Subscription, why: Ending): void {
     remove(subscription)
-    subscription.sink.end(why, subscription.at)
+    subscription.sink.end(why)
   }
 
   function remove(subscription: Subscription): void {
@@ -224,10 +218,8 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
   function beat(): void {
     endOverdue()
     const isIdle = queued === 0
-    for (const subscription of [...subscriptions]) {
-      const id = isIdle && subscription.from !== Number.POSITIVE_INFINITY ? source().last : null
-      if (id !== null) subscription.at = id
-      subscription.sink.beat(id)
+    for (const { sink, from } of [...subscriptions]) {
+      sink.beat(isIdle && from !== Number.POSITIVE_INFINITY ? source().last : null)
     }
   }
 
@@ -241,9 +233,8 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
 
   return {
     add(sink, { filter, after }, reader) {
+      const subscription: Subscription = { sink, filter, reader, ended: false, from: Number.POSITIVE_INFINITY }
       if (subscriptions.size === 0) source().start()
-      const [from, at] = [Number.POSITIVE_INFINITY, after ?? source().last ?? '']
-      const subscription: Subscription = { sink, filter, reader, ended: false, from, at }
       subscriptions.add(subscription)
       beats ??= setInterval(beat, beatEvery).unref()
       bringUpToDate(subscription, after, { source: source(), buffer, tell, write, drop, join }).catch(failed)

@@ -73,9 +73,9 @@ export function tenantOf(item: Item): string | null {
   return item.tenant
 }
 
-/** A message about the stream itself, which stands in no stream. */
-export function notice(id: string, type: string, said: object): Item {
-  return { id, type, data: JSON.stringify(said) }
+/** A message about the stream itself, which stands in no stream. Without an id a reader's last one stays what it was. */
+export function notice(id: string | null, type: string, said: object): Item {
+  return { id: id ?? '', type, data: JSON.stringify(said) }
 }
 
 /** The bytes of events for one form of transport, in one piece. */
@@ -86,7 +86,7 @@ export function bytesOf(form: Form, items: readonly Item[]): Buffer {
 /** Without a name: only unnamed events reach `onmessage` of a browser. */
 function sseOf(items: readonly Item[]): string {
   let text = ''
-  for (const item of items) text += `id: ${item.id}\ndata: ${jsonOf(item)}\n\n`
+  for (const item of items) text += `${item.id === '' ? '' : `id: ${item.id}\n`}data: ${jsonOf(item)}\n\n`
   return text
 }
 
@@ -118,7 +118,8 @@ function writeHead(bytes: Buffer, at: number, length: number): number {
 
 function messageOf(id: string, type: string, data: string): string {
   const comma = data === '{}' ? '' : ','
-  return `{"event_id":"${id}","event_type":${JSON.stringify(type)}${comma}${data.slice(1)}`
+  const first = id === '' ? '' : `"event_id":"${id}",`
+  return `{${first}"event_type":${JSON.stringify(type)}${comma}${data.slice(1)}`
 }
 
 /** What an event says; null for what is no JSON. */

@@ -39,8 +39,8 @@ export function sseSink(reply: FastifyReply, gone: () => void): Sink {
       if (response.writableLength === 0) response.write(id === null ? ': heartbeat\n\n' : `: heartbeat\nid: ${id}\n\n`)
     },
     drained: () => patiently(response),
-    end(reason, id) {
-      response.end(bytesOf('sse', [notice(id, 'gateway.events.end', { reason })]))
+    end(reason) {
+      response.end(bytesOf('sse', [notice(null, 'gateway.events.end', { reason })]))
       timer = setTimeout(() => response.destroy(), lastWords).unref()
     },
     cut: () => void response.destroy()

@@ -12,7 +12,7 @@ export interface StreamOptions {
   /** Resolves when what was shown has gone out: no more is read before. */
   shown(): Promise<void>
   /** Events may have passed unseen. */
-  missed(after: string): void
+  missed(): void
 }
 
 type Entry = readonly [id: string, fields: readonly string[]]
@@ -61,7 +61,7 @@ export function createStream({ redis, connect, stream, show, shown, missed }: St
     const isOther = before !== null && isAfter(before, end)
     if (before === null || isOther) last = end
     known.resolve()
-    if (isOther) missed(end)
+    if (isOther) missed()
   }
 
   /** Asks with each read where the stream begins: under load it may have been cut behind what was read last. */
@@ -71,7 +71,7 @@ export function createStream({ redis, connect, stream, show, shown, missed }: St
       connection.xrange(stream, '-', '+', 'COUNT', 1),
       connection.xread('COUNT', page, 'BLOCK', waitFor, 'STREAMS', stream, from)
     ])
-    if (reading === connection && from !== firstId && oldest !== undefined && isAfter(oldest[0], from)) missed(from)
+    if (reading === connection && from !== firstId && oldest !== undefined && isAfter(oldest[0], from)) missed()
     return answer?.[0]?.[1] ?? []
   }
 

@@ -173,9 +173,13 @@ t.test('a plugin that is true has its defaults, one that is false is false', asy
     plugins: { otel: true, realtime: true, cache: true, rateLimit: false, helmet: false }
   })
   t.strictSame(plugins.otel, {
-    endpoint: 'http://localhost:4317',
+    protocol: 'grpc',
     serviceName: 'fastify-model-gateway',
-    captureContent: false
+    metrics: true,
+    captureContent: false,
+    maxContentLength: 4096,
+    legacyAttributes: false,
+    instrumentation: false
   })
   t.strictSame(plugins.realtime, { iceServers: [] })
   t.strictSame(plugins.cache, {})
