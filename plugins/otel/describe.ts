@@ -33,13 +33,15 @@ export function describeRequest(span: Span, request: ChatRequest): void {
   if (typeof tier === 'string' && tier !== 'auto') span.setAttribute(is.requestTier, brief(tier))
 }
 
-export function describeResponse(span: Span, response: Response | null): void {
+/** @param vendor also what only its vendor can use: it is on the span of the provider call */
+export function describeResponse(span: Span, response: Response | null, vendor: boolean): void {
   if (response === null) return
-  text(span, is.responseId, response.id)
   text(span, is.responseModel, response.model)
+  if (response.reasons.length > 0) span.setAttribute(is.finishReasons, response.reasons)
+  if (!vendor) return
+  text(span, is.responseId, response.id)
   text(span, is.responseTier, response.service_tier)
   text(span, is.fingerprint, response.system_fingerprint)
-  if (response.reasons.length > 0) span.setAttribute(is.finishReasons, response.reasons)
 }
 
 /** Nothing where nobody knows: unknown is not none. */

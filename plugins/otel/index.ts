@@ -144,7 +144,7 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
       span.setAttribute(is.firstChunk, firstToken / 1_000)
       if (reads > 1 && duration !== null) span.setAttribute(is.chunkTime, (duration - firstToken) / (reads - 1) / 1_000)
     }
-    if (answer !== null) describeResponse(span, traced.response(answer))
+    if (answer !== null) describeResponse(span, traced.response(answer), true)
     if (status !== 'settled') describeError(span, error)
     span.end(timeNow())
   }
@@ -178,7 +178,7 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
     if (record.firstToken !== null) span.setAttribute(is.firstChunk, record.firstToken / 1_000)
     describeUsage(span, record.usage, legacyAttributes)
     describeCost(span, record.cost)
-    describeResponse(span, traced.response())
+    describeResponse(span, traced.response(), false)
     if (captureContent) describeContent(span, inference, traced)
     if (outcome.status !== 'completed') describeError(span, outcome.error)
     if (legacyAttributes) addOlderSpans(inference, traced, outcome)

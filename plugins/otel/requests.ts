@@ -32,8 +32,15 @@ export function createServe(tracer: Tracer, decided: boolean) {
   return (request: IncomingMessage, response: ServerResponse, route: string | undefined): Traced => {
     const active = context.active()
     const outer = trace.getSpan(active)
-    if (outer !== undefined) return new Traced(active, outer, decided)
     const method = request.method ?? '_OTHER'
+    if (outer !== undefined) {
+      const traced = new Traced(active, outer, decided)
+      // That of instrumentation-http, which knows no routes.
+      if (decided && traced.recording && route !== undefined) {
+        outer.setAttribute(is.route, route).updateName(nameOf(method, route))
+      }
+      return traced
+    }
     const above = joined(active, request.headers)
     // Samplers of our own server do not look at names.
     const name = decided ? method : nameOf(method, route)

@@ -31,6 +31,8 @@ export class Traced implements Served {
   #first: Frames | null = null
   #ends: Frames[] | null = null
   #said: Response | null = null
+  /** Whose words these are. */
+  #speaker: Answer | null = null
   #above: Context
   #context: Context | null = null
 
@@ -67,9 +69,10 @@ export class Traced implements Served {
   response(answer: Answer | null = this.answer): Response | null {
     try {
       if (answer === null || answer.stream) return (this.#said ??= this.#streamed())
-      if (answer.raw !== null && answer.raw.length > mostParsed) return null
-      const { id, model, service_tier, system_fingerprint, choices } = answer.body
-      return { id, model, service_tier, system_fingerprint, reasons: reasonsOf(choices) }
+      if (answer === this.#speaker) return this.#said
+      this.#speaker = answer
+      this.#said = wholeOf(answer)
+      return this.#said
     } catch {
       // An answer that turns out to be no JSON: whoever has to read it says so.
       return null
@@ -86,6 +89,12 @@ export class Traced implements Served {
     const { id, model } = first
     return { id, model, service_tier: first['service_tier'], system_fingerprint: first['system_fingerprint'], reasons }
   }
+}
+
+function wholeOf(answer: Extract<Answer, { stream: false }>): Response | null {
+  if (answer.raw !== null && answer.raw.length > mostParsed) return null
+  const { id, model, service_tier, system_fingerprint, choices } = answer.body
+  return { id, model, service_tier, system_fingerprint, reasons: reasonsOf(choices) }
 }
 
 function reasonsOf(choices: ReadonlyArray<Pick<ChatCompletionChunk['choices'][number], 'finish_reason'>>): string[] {
