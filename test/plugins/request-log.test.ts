@@ -3,7 +3,12 @@ import { join } from 'node:path'
 import Fastify from 'fastify'
 import { pino } from 'pino'
 import t, { type Test } from 'tap'
-import modelGateway, { type ModelGatewayOptions, serverOptions } from '../../app.ts'
+import modelGateway, {
+  logDestination as exportedDestination,
+  callLine as exportedLine,
+  type ModelGatewayOptions,
+  serverOptions
+} from '../../app.ts'
 import gateway from '../../plugins/gateway/index.ts'
 import { type LogDestinationOptions, logDestination } from '../../plugins/request-log/destination.ts'
 import requestLog from '../../plugins/request-log/index.ts'
@@ -342,6 +347,11 @@ async function embedded(t: Test, options: (url: string) => ModelGatewayOptions =
     app.inject({ method: 'POST', url: '/v1/chat/completions', payload, headers })
   return { upstream, app, lines, post }
 }
+
+t.test('a server of your own could not import what the page tells it to', async t => {
+  t.equal(exportedLine, callLine)
+  t.equal(exportedDestination, logDestination)
+})
 
 t.test('embedded, lines go to the logger of the host, in its form', async t => {
   const { upstream, lines, post } = await embedded(t)
