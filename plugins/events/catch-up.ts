@@ -17,6 +17,8 @@ export interface Catching {
 /** Events that are read at once for those who come back. */
 const page = 500
 const pauseAfterFault = 500
+/** Milliseconds in which this process has probably read what another one has. */
+const soon = 10
 
 /** Says where it begins, and hands out what is kept from there on, until nothing is left that was shown already. */
 export async function bringUpToDate(
@@ -26,9 +28,9 @@ export async function bringUpToDate(
 ): Promise<void> {
   const { sink, filter } = subscription
   await source.ready()
+  const isAhead = after !== null && !(await comesTo(subscription, after, source))
   const start = source.last
   if (subscription.ended || start === null) return
-  const isAhead = after !== null && isAfter(after, start)
   const gap = after !== null && (isAhead || (await ask(subscription, () => source.misses(after))))
   let cursor = after === null || isAhead ? start : after
   let isTold = gap
@@ -54,6 +56,15 @@ export async function bringUpToDate(
   join(subscription)
 }
 
+/** Whether an event was shown here. Another process, from which somebody comes back, may have been quicker. */
+async function comesTo(subscription: Subscription, id: string, source: Source): Promise<boolean> {
+  while (source.last !== null && isAfter(id, source.last)) {
+    if ((await ask(subscription, () => source.reaches(id))) !== true) return false
+    await pause(soon)
+  }
+  return true
+}
+
 /** Redis may be away: then it is asked again. Null: nobody waits for the answer any more. */
 async function ask<Answer>(subscription: Subscription, question: () => Promise<Answer>): Promise<Answer | null> {
   while (!subscription.ended) {
@@ -61,12 +72,12 @@ async function ask<Answer>(subscription: Subscription, question: () => Promise<A
       const answer = await question()
       return subscription.ended ? null : answer
     } catch {
-      await pause()
+      await pause(pauseAfterFault)
     }
   }
   return null
 }
 
-function pause(): Promise<void> {
-  return new Promise(resolve => setTimeout(resolve, pauseAfterFault).unref())
+function pause(milliseconds: number): Promise<void> {
+  return new Promise(resolve => setTimeout(resolve, milliseconds).unref())
 }

@@ -103,6 +103,10 @@ export function createStream({ redis, connect, stream, show, shown, missed }: St
       }
       return found
     },
+    async reaches(id) {
+      const [newest] = await redis.xrevrange(stream, '+', '-', 'COUNT', 1)
+      return newest !== undefined && !isAfter(id, newest[0])
+    },
     async misses(after) {
       if (after === firstId) return false
       const [oldest] = await redis.xrange(stream, '-', '+', 'COUNT', 1)

@@ -1,6 +1,8 @@
 import t, { type Test } from 'tap'
 import { createHub, type Sink } from '../../../plugins/events/hub.ts'
+import { isAfter, itemOf } from '../../../plugins/events/item.ts'
 import { createRing } from '../../../plugins/events/ring.ts'
+import type { Source } from '../../../plugins/events/source.ts'
 import { createEventBus } from '../../../schemas/events.ts'
 import { holds } from './kit.ts'
 
@@ -80,6 +82,38 @@ t.test('closing in the middle of a batch, everybody gets the rest of it once', a
   await shown
   const wrong = all.filter(({ actors }) => actors.join() !== '0,1')
   t.equal(wrong.length, 0)
+})
+
+t.test('whoever came back from a process that was a moment ahead was told of a gap, and got events twice', async t => {
+  let last = '5-0'
+  const seen = itemOf('7-0', 'a.b', '{"actor":"7"}')!
+  const source: Source = {
+    get last() {
+      return last
+    },
+    start() {},
+    stop() {},
+    ready: async () => {},
+    between: async () => [],
+    reaches: async id => !isAfter(id, '7-0'),
+    misses: async () => false,
+    close() {}
+  }
+  const failed = (error: unknown) => t.fail(String(error))
+  const hub = createHub(() => source, { buffer: 1_000_000, now: Date.now, failed })
+  const [one, stranger] = [connection(), connection()]
+  hub.add(one.sink, { filter, after: '7-0' }, reader)
+  hub.add(stranger.sink, { filter, after: '8-0' }, reader)
+  await holds(() => stranger.text !== '')
+  t.match(stranger.text, /"event_id":"5-0","event_type":"gateway\.events\.gap","after":"8-0"/)
+  t.equal(one.text, '')
+  last = '7-0'
+  hub.show([seen])
+  await holds(() => one.text !== '')
+  await hub.shown()
+  t.match(one.text, /^id: 7-0\ndata: {"event_id":"7-0","event_type":"gateway\.events\.ready"}\n\n$/)
+  t.strictSame(stranger.actors, [7])
+  hub.close()
 })
 
 t.test('what is dropped while somebody catches up was missing without a word', async t => {

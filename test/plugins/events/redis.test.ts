@@ -140,6 +140,24 @@ t.test('several processes', async t => {
   })
 })
 
+t.test('what calls say that end while the process does is in Redis', async t => {
+  const redis = await startRedis(t)
+  if (redis === null) return
+  const client = redisClient(t, redis)
+  const { app } = await start(t, { redis: redis.url, plugins: { auth, budgets: false, limits: false } })
+  const { gateway } = app
+  const ask = { model: 'test', messages: [{ role: 'user' as const, content: 'Hello' }], stream: true }
+  const answer = await gateway.complete(ask, gateway.caller())
+  if (!answer.stream) return t.fail('It is no stream.')
+  const closing = app.close()
+  await holds(() => gateway.closing)
+  for await (const _frames of answer.frames);
+  await closing
+  const entries = await client.xrange('agent.events', '-', '+')
+  t.equal(entries.length, 5)
+  t.match(entries.at(-1)?.[1], ['event_type', 'model.request.complete', 'data', /"status":"settled"/])
+})
+
 t.test('a stream that was cut behind a reader who is late was read on without a word', async t => {
   const server = await startRedis(t)
   if (server === null) return
