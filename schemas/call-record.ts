@@ -16,7 +16,7 @@ export interface CallRecord {
   readonly key: string | null
   readonly caller: Principal['kind']
   readonly lane: Origin['lane']
-  /** What was asked for: the alias. */
+  /** What was asked for: the alias. Callers may write anything where a name belongs: keys are taken out of both. */
   readonly model: string
   readonly stream: boolean
   /** Of the target that answered, or was tried last; null where none was. */

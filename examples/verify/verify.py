@@ -28,13 +28,13 @@ def verify_answer(body, secret):
 def verify_stream(body, secret):
     count, previous, final = 0, "", None
     for event in body.split("\n\n")[:-1]:
-        if event == "data: [DONE]": break
-        if re.fullmatch(r"(:[^\r\n]*)?", event): continue
+        if event == "data: [DONE]" and final is None: break
+        if re.fullmatch(r"(:[^\r\n]*|data: \[DONE\])?", event): continue
         if final is not None or not re.fullmatch(r"data: [^\r\n]*", event): return "forged"
         chunk = json.loads(event[6:], parse_int=float)
         count, signature, final = count + 1, chunk.pop("x_signature", None), chunk.pop("x_signature_final", None)
         if signature is None and "error" in chunk: return "truncated"
         if not fits(secret, signature, f"{count}\n{previous}\n{canonical(chunk)}"): return "forged"
         previous = signature
-    if final is None: return "truncated"
+    if final is None or not body.endswith("\n\n"): return "truncated"
     return "valid" if fits(secret, final, f"final\n{count}\n{previous}") else "forged"

@@ -10,9 +10,8 @@ function canonical(value: unknown): string {
 }
 
 function fits(secret: string, given: unknown, text: string): boolean {
-  const expected = createHmac('sha256', secret).update(text).digest('hex')
-  if (typeof given !== 'string' || !/^[0-9a-f]{64}$/.test(given)) return false
-  return timingSafeEqual(Buffer.from(given), Buffer.from(expected))
+  const own = createHmac('sha256', secret).update(text).digest()
+  return typeof given === 'string' && /^[0-9a-f]{64}$/.test(given) && timingSafeEqual(Buffer.from(given, 'hex'), own)
 }
 
 /** A whole answer, the text of its body. @throws SyntaxError for what is no JSON */
@@ -25,13 +24,14 @@ export function verifyAnswer(body: string, secret: string): boolean {
 export function verifyStream(body: string, secret: string): 'valid' | 'forged' | 'truncated' {
   let [count, previous, final]: [number, unknown, unknown] = [0, '', undefined]
   for (const event of body.split('\n\n').slice(0, -1)) {
-    if (event === 'data: [DONE]') break
-    if (/^(:[^\r\n]*)?$/.test(event)) continue
+    if (event === 'data: [DONE]' && final === undefined) break
+    if (/^(:[^\r\n]*|data: \[DONE\])?$/.test(event)) continue
     if (final !== undefined || !/^data: [^\r\n]*$/.test(event)) return 'forged'
     const { x_signature, x_signature_final, ...chunk } = JSON.parse(event.slice(6))
     if (x_signature === undefined && chunk.error) return 'truncated'
     if (!fits(secret, x_signature, `${++count}\n${previous}\n${canonical(chunk)}`)) return 'forged'
     ;[previous, final] = [x_signature, x_signature_final]
   }
-  return final === undefined ? 'truncated' : fits(secret, final, `final\n${count}\n${previous}`) ? 'valid' : 'forged'
+  if (final === undefined || !body.endsWith('\n\n')) return 'truncated'
+  return fits(secret, final, `final\n${count}\n${previous}`) ? 'valid' : 'forged'
 }

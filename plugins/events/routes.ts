@@ -109,9 +109,13 @@ export function eventRoutes(app: FastifyInstance, { hub, tickets, most, now }: R
           const { socket, head } = upgrade
           reply.hijack()
           reply.raw.detachSocket(socket)
+          const ids = [`x-request-id: ${gateway.http.id(request)}`, `x-trace-id: ${gateway.http.traceId(request)}`]
+          const name = (headers: string[]) => void headers.push(...ids)
+          peers.on('headers', name)
           peers.handleUpgrade(request.raw, socket, head, peer => {
             subscribe(wish, reader, gone => webSocketSink(peer, socket, gone))
           })
+          peers.off('headers', name)
         }
       },
       (request, reply) => {

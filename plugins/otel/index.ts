@@ -14,6 +14,7 @@ import {
 } from '@opentelemetry/api'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
+import { withoutKeys } from '../../schemas/errors.ts'
 import type { Answer, Dispatch, Expense, Inference, Log, Outcome } from '../../schemas/gateway.ts'
 import type { Attempt } from '../../schemas/provider.ts'
 import { timeNow, timeOf } from './clock.ts'
@@ -80,7 +81,7 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
     // A layer outside may ask twice.
     if (known instanceof Traced) return known.quiet ? next(inference) : below(known, inference, next)
     const above = outer?.context ?? contextOf(inference)
-    const { alias } = inference.route
+    const alias = withoutKeys(inference.route.alias)
     const span = start(legacyAttributes ? legacySpans.inference : `${operation} ${alias}`, SpanKind.INTERNAL, above, {
       [is.operation]: operation,
       [is.requestModel]: alias
@@ -111,7 +112,9 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
       carry(attempt, traced.span.spanContext())
       return next(attempt)
     }
-    const name = legacyAttributes ? legacySpans.attempt + target.provider.name : `${operation} ${target.model}`
+    const name = legacyAttributes
+      ? legacySpans.attempt + target.provider.name
+      : `${operation} ${withoutKeys(target.model)}`
     const span = start(name, SpanKind.CLIENT, traced.context, beginningOf(target))
     // An SDK of the host that instruments undici sends a context of its own.
     if (decided || !hasSubscribers('undici:request:create')) carry(attempt, span.spanContext())
@@ -137,6 +140,14 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
 
   /** A provider call has ended, its stream too. */
   function ended(span: Span, expense: Expense, traced: Traced, answer: Answer | null): void {
+    try {
+      describeEnd(span, expense, traced, answer)
+    } finally {
+      span.end(timeNow())
+    }
+  }
+
+  function describeEnd(span: Span, expense: Expense, traced: Traced, answer: Answer | null): void {
     const { status, usage, cost, error, duration, firstToken, reads } = expense
     describeUsage(span, usage, legacyAttributes)
     describeCost(span, usage.source === 'reported' || cost !== 0 ? cost : null)
@@ -144,9 +155,10 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
       span.setAttribute(is.firstChunk, firstToken / 1_000)
       if (reads > 1 && duration !== null) span.setAttribute(is.chunkTime, (duration - firstToken) / (reads - 1) / 1_000)
     }
-    if (answer !== null) describeResponse(span, traced.response(answer), true)
+    // Of two at a time, what the caller reads is said by the one that won.
+    const isRead = answer?.stream === false || expense.inference.facts.target === expense.target
+    if (answer !== null && isRead) describeResponse(span, traced.response(answer), true)
     if (status !== 'settled') describeError(span, error)
-    span.end(timeNow())
   }
 
   function describeCaller(span: Span, inference: Inference): void {
@@ -155,7 +167,7 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
     span.setAttribute(is.tenant, principal.tenant)
     if (principal.key !== null) span.setAttribute(is.key, principal.key)
     span.setAttribute(is.lane, origin.lane)
-    span.setAttribute(is.alias, route.alias)
+    span.setAttribute(is.alias, withoutKeys(route.alias))
     if (route.config) span.setAttribute(is.config, route.config)
     describeRequest(span, request)
   }
@@ -163,6 +175,14 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
   function settled(outcome: Outcome, inference: Inference): void {
     const { traced } = inference
     if (!(traced instanceof Traced)) return
+    try {
+      describeCall(outcome, inference, traced)
+    } finally {
+      traced.span.end(timeNow())
+    }
+  }
+
+  function describeCall(outcome: Outcome, inference: Inference, traced: Traced): void {
     const { span } = traced
     const { record } = outcome
     const { target } = inference.facts
@@ -182,16 +202,19 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
     if (captureContent) describeContent(span, inference, traced)
     if (outcome.status !== 'completed') describeError(span, outcome.error)
     if (legacyAttributes) addOlderSpans(inference, traced, outcome)
-    span.end(timeNow())
   }
 
   function describeContent(span: Span, { request }: Inference, { answer, heard }: Traced): void {
-    const { messages, system } = inputOf(request.messages, maxContentLength)
-    span.setAttribute(is.inputMessages, messages)
-    if (system !== null) span.setAttribute(is.systemInstructions, system)
-    if (answer === null) return
-    const output = answer.stream ? heard?.output() : outputOf(answer.body.choices, maxContentLength)
-    if (output !== undefined) span.setAttribute(is.outputMessages, output)
+    try {
+      const { messages, system } = inputOf(request.messages, maxContentLength)
+      span.setAttribute(is.inputMessages, messages)
+      if (system !== null) span.setAttribute(is.systemInstructions, system)
+      if (answer === null) return
+      const output = answer.stream ? heard?.output() : outputOf(answer.body.choices, maxContentLength)
+      if (output !== undefined) span.setAttribute(is.outputMessages, output)
+    } catch {
+      // What has a form of its own is not told: some servers leave out choices, or give arguments as objects.
+    }
   }
 
   /** Older dashboards know the way to the target that answered, and its stream, as spans of their own. */
@@ -219,6 +242,8 @@ function contextOf({ trace: parent }: Inference): Context {
 
 /** The one context that goes upstream. No baggage: what a client adds for its own services is not the vendor's to know. */
 function carry({ headers }: Attempt, { traceId, spanId, traceFlags, traceState }: SpanContext): void {
+  // An SDK that is switched off names no trace.
+  if (traceId === INVALID_TRACEID) return
   headers['traceparent'] = `00-${traceId}-${spanId}-0${traceFlags & TraceFlags.SAMPLED}`
   const state = traceState?.serialize()
   if (state) headers['tracestate'] = state

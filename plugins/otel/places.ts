@@ -1,4 +1,5 @@
 import type { Attributes } from '@opentelemetry/api'
+import { withoutKeys } from '../../schemas/errors.ts'
 import type { Target } from '../../schemas/gateway.ts'
 import type { Provider } from '../../schemas/provider.ts'
 import { attributes as is, operation, providerHosts, providerNames } from './names.ts'
@@ -29,7 +30,7 @@ export function placeOf(provider: Provider): Place {
 /** What samplers see of a provider call; the convention wants these from the start. */
 export function beginningOf({ provider, model }: Pick<Target, 'provider' | 'model'>): Attributes {
   const { provider: name, address, port } = placeOf(provider)
-  const begin: Attributes = { [is.operation]: operation, [is.provider]: name, [is.requestModel]: model }
+  const begin: Attributes = { [is.operation]: operation, [is.provider]: name, [is.requestModel]: withoutKeys(model) }
   if (address !== undefined) begin[is.serverAddress] = address
   if (port !== undefined) begin[is.serverPort] = port
   return begin

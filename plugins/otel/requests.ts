@@ -10,6 +10,7 @@ import {
   type Tracer,
   trace
 } from '@opentelemetry/api'
+import { withoutKeys } from '../../schemas/errors.ts'
 import { timeNow } from './clock.ts'
 import { errors, attributes as is } from './names.ts'
 import { Traced } from './traced.ts'
@@ -52,6 +53,10 @@ export function createServe(tracer: Tracer, decided: boolean) {
       response.on('finish', () => end(span, response, true))
       // Others hear of it as well, and what they end is within this.
       response.on('close', () => process.nextTick(end, span, response, false))
+      // Once a connection is upgraded its response hears of nothing any more.
+      if (request.headers.upgrade !== undefined) {
+        request.socket.once('close', () => process.nextTick(endUpgraded, span, response))
+      }
     }
     return traced
   }
@@ -67,10 +72,17 @@ function describe(span: Span, request: IncomingMessage, method: string, route: s
   span.setAttribute(is.method, method)
   span.setAttribute(is.scheme, socket instanceof TLSSocket ? 'https' : 'http')
   // Never the query: tickets travel in it.
-  span.setAttribute(is.path, url.slice(0, query === -1 ? longest : Math.min(query, longest)))
+  span.setAttribute(is.path, withoutKeys(url.slice(0, query === -1 ? longest : Math.min(query, longest))))
   if (route !== undefined) span.setAttribute(is.route, route)
   const agent = headers['user-agent']
-  if (agent !== undefined) span.setAttribute(is.userAgent, agent.slice(0, longest))
+  if (agent !== undefined) span.setAttribute(is.userAgent, withoutKeys(agent.slice(0, longest)))
+}
+
+/** With its connection, which has been taken from the response. */
+function endUpgraded(span: Span, response: ServerResponse): void {
+  if (!span.isRecording()) return
+  if (response.socket === null && !response.headersSent) span.setAttribute(is.status, 101)
+  span.end(timeNow())
 }
 
 /** With the last byte, or when the client has gone: a head that never left says nothing. */

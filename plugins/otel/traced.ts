@@ -62,7 +62,12 @@ export class Traced implements Served {
       if (this.#ends === null) this.#ends = [frames]
       else this.#ends.push(frames)
     }
-    this.heard?.hear(frames)
+    try {
+      this.heard?.hear(frames)
+    } catch {
+      // What has a form of its own is not told.
+      this.heard = null
+    }
   }
 
   /** Null where nothing of an answer is known. */

@@ -14,11 +14,18 @@ export interface Plain<Value> {
 export function plainOf<Value extends object>(given: Value, own: readonly string[]): Plain<Value> {
   const value = without(given, own)
   try {
-    return { value, text: canonical(value), untouched: value === given }
+    return written(value, value === given)
   } catch (error) {
-    if (error instanceof RangeError) {
-      throw new UpstreamError('its answer is nested too deeply to be signed.', { cause: error })
-    }
+    if (!(error instanceof RangeError)) throw error
+    throw new UpstreamError('its answer is nested too deeply to be signed.', { cause: error })
+  }
+}
+
+function written<Value extends object>(value: Value, untouched: boolean): Plain<Value> {
+  try {
+    return { value, text: canonical(value), untouched }
+  } catch (error) {
+    if (error instanceof RangeError) throw error
     return finite(value)
   }
 }

@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs'
+import { setImmediate as turn } from 'node:timers/promises'
 import { type Attributes, context, SpanKind, SpanStatusCode, trace } from '@opentelemetry/api'
 import { AlwaysOffSampler, ParentBasedSampler } from '@opentelemetry/sdk-trace'
 import { test } from 'tap'
@@ -11,7 +12,7 @@ import { Cancelled, detail, InvalidRequest, UpstreamError, UpstreamRejected } fr
 import { chunkFrames } from '../../schemas/frames.ts'
 import type { Expense } from '../../schemas/gateway.ts'
 import { build, hello, stack, towards } from '../helper.ts'
-import { completion as answered, chunks, failure, json, sse, startUpstream } from '../upstream.ts'
+import { completion as answered, chunks, failure, gate, json, sse, startUpstream } from '../upstream.ts'
 import {
   ask,
   askStream,
@@ -239,6 +240,48 @@ test('the spans of a call', async t => {
     await frames.return()
     t.same(drawn(sdk.spans), [...cancelled, ...cancelled])
     for (const { status } of sdk.spans) t.equal(status.code, SpanStatusCode.UNSET)
+  })
+
+  t.test('of a second attempt that ends late do not say what the one that won says', async t => {
+    const sdk = record(t)
+    const named = (id: string, one: ReturnType<typeof chunk>) => chunkFrames([{ ...one, id }])
+    const started = gate()
+    const over = gate()
+    const loser = scripted('one', async ({ signal }) => {
+      async function* frames() {
+        yield named('loser', role())
+        await started.promise
+        throw signal.reason
+      }
+      return { stream: true, frames: frames() }
+    })
+    const winner = scripted('two', async () => {
+      async function* frames() {
+        yield named('winner', chunk('Hello'))
+        started.open()
+        await over.promise
+        yield named('winner', finish())
+      }
+      return { stream: true, frames: frames() }
+    })
+    const routing = { models: { test: { targets, strategy: 'priority' as const, retries: 0, hedge: { after: 1 } } } }
+    const { gateway } = await traced(t, { routing, providers: [loser, winner] })
+    const answer = await gateway.complete(askStream, gateway.caller())
+    if (!answer.stream) return t.fail('no stream')
+    const reading = textOf(answer)
+    while (sdk.spans.length === 0) await turn()
+    over.open()
+    await reading
+    const said = sdk.spans.map(({ name, attributes }) => [
+      name,
+      attributes['gen_ai.response.id'],
+      attributes['gen_ai.response.finish_reasons']
+    ])
+    t.strictSame(said, [
+      ['chat m1', undefined, undefined],
+      ['chat m2', 'winner', ['stop']],
+      ['chat test', undefined, ['stop']]
+    ])
   })
 
   t.test('end when the gateway closes under them', async t => {
@@ -607,6 +650,68 @@ test('content', async t => {
     ])
     t.match(parsed(stream?.attributes, 'gen_ai.output.messages'), [{ parts: [{ content: 'x'.repeat(10) }] }])
   })
+})
+
+test('what has a form of its own is not captured, and its spans end', async t => {
+  const bodies = {
+    'no choices': {},
+    'no message': { choices: [{ index: 0, text: 'Hello' }] },
+    'arguments that are no text': {
+      choices: [{ message: { tool_calls: [{ function: { name: 'f', arguments: {} } }] } }]
+    },
+    'a part that is null': { choices: [{ message: { content: [null] } }] }
+  }
+  for (const [name, body] of Object.entries(bodies)) {
+    await t.test(name, async t => {
+      const sdk = record(t)
+      const lines: string[] = []
+      const raw = Buffer.from(JSON.stringify(body))
+      const send = async () => ({ stream: false as const, raw, body: JSON.parse(raw.toString()) })
+      const { gateway } = await traced(t, {
+        otel: { captureContent: true },
+        providers: [scripted('up', send)],
+        log: line => void lines.push(line)
+      })
+      await gateway.complete(ask, gateway.caller())
+      t.same(drawn(sdk.spans), ['internal chat test', '  client chat m'])
+      t.same(lines, [])
+    })
+  }
+  await t.test('a chunk', async t => {
+    const sdk = record(t)
+    const lines: string[] = []
+    const odd = JSON.parse('{"choices":[{"index":0,"delta":{"tool_calls":[null]}}]}')
+    const { gateway } = await traced(t, {
+      otel: { captureContent: true },
+      providers: [scripted('up', streams(...[chunk('a'), odd, chunk('b'), finish()].map(one => chunkFrames([one]))))],
+      log: line => void lines.push(line)
+    })
+    await textOf(await gateway.complete(askStream, gateway.caller()))
+    t.same(drawn(sdk.spans), ['internal chat test', '  client chat m'])
+    t.same(sdk.spans.at(-1)?.attributes['gen_ai.response.finish_reasons'], ['stop'])
+    t.same(lines, [])
+  })
+})
+
+test('keys that stand where names belong are not told', async t => {
+  const sdk = record(t)
+  const key = 'gw_abcdefghijkl_secretsecret'
+  const { gateway } = await traced(t, {
+    routing: { models: {}, routing: { passThrough: true } },
+    providers: [scripted('up')]
+  })
+  await gateway.complete({ ...ask, model: `up/${key}` }, gateway.caller())
+  t.same(drawn(sdk.spans), ['internal chat up/gw_…', '  client chat gw_…'])
+  t.notMatch(JSON.stringify(sdk.spans.map(({ name, attributes }) => [name, attributes])), key)
+  const points = await sdk.points('gen_ai.client.operation.duration')
+  t.equal(points.length, 1)
+  t.notMatch(JSON.stringify(points), key)
+
+  const app = await build(t, { plugins: { otel: {} } })
+  await app.inject({ url: `/v1/models/${key}`, headers: { 'user-agent': key } })
+  const server = sdk.spans.at(-1)
+  t.equal(server?.kind, SpanKind.SERVER)
+  t.notMatch(JSON.stringify(server?.attributes), key)
 })
 
 test('older names', async t => {

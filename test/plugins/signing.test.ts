@@ -147,6 +147,12 @@ t.test('an answer that is nested too deeply is a fault of the provider', async t
   nothingLeft(t, app)
 })
 
+t.test('so is one that holds a number that nobody can hold as well', async t => {
+  const raw = `{"a":1e400,"choices":[],"x":${'['.repeat(50_000)}${']'.repeat(50_000)}}`
+  const { call } = await signed(t, { providers: [scripted('up', answers(raw))] })
+  t.match(await rejection(call()), { statusCode: 502, message: /nested too deeply to be signed/ })
+})
+
 t.test('what an answer reports of its usage is known all the same', async t => {
   const { call, gateway } = await signed(t, { providers: [scripted('up', says('x', tokens(3, 4)))] })
   const answer = await call()

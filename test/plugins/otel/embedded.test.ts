@@ -1,6 +1,7 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { context, propagation, trace } from '@opentelemetry/api'
 import Fastify from 'fastify'
+import OpenAI from 'openai'
 import t, { type Test } from 'tap'
 import modelGateway, { type Gateway, type ModelGatewayOptions } from '../../../app.ts'
 import { faultsOfModelSpan } from '../../otlp/convention.ts'
@@ -121,6 +122,52 @@ t.test('calls do not leave their span active', async t => {
   const { gateway } = await embedded(t)
   await gateway.complete({ model: 'plain', messages }, gateway.caller())
   t.equal(trace.getSpan(context.active()), undefined)
+})
+
+t.test('calls that run at once keep to their own parents', async t => {
+  const { app, gateway, receiver, upstream } = await embedded(t)
+  const wait = (index: number) => (index * 7) % 5
+  upstream.script(request =>
+    request.json.stream === true ? sse(chunks('one two'), { interval: wait }) : json(completion())
+  )
+  const url = await app.listen({ port: 0, host: '127.0.0.1' })
+  const tracer = trace.getTracer('host')
+  const lines = call.map(line => `  ${line}`)
+  const many = Array.from({ length: 12 }, (_, index) => index)
+  const inProcess = many.map(index =>
+    tracer.startActiveSpan(`job ${index}`, async span => {
+      const stream = index % 2 === 0
+      const answer = await gateway.complete({ model: 'plain', messages, stream }, gateway.caller())
+      if (answer.stream) await textOf(answer)
+      // What comes after the stream is below the job again.
+      t.equal(trace.getSpan(context.active()), span)
+      span.end()
+      return { traceId: span.spanContext().traceId, tree: [`internal job ${index}`, ...lines], facts: answer.facts }
+    })
+  )
+  const overHttp = many.map(async index => {
+    const client = new OpenAI({ baseURL: `${url}/llm/v1`, apiKey: 'none', maxRetries: 0 })
+    const request = { model: 'plain', messages }
+    const server = ['server POST /llm/v1/chat/completions', ...lines]
+    if (index % 2 === 0) {
+      const { response } = await client.chat.completions.create(request).withResponse()
+      return { traceId: response.headers.get('x-trace-id'), tree: server }
+    }
+    const { data, response } = await client.chat.completions.create({ ...request, stream: true }).withResponse()
+    let text = ''
+    for await (const { choices } of data) text += choices[0]?.delta.content ?? ''
+    t.equal(text, 'one two')
+    return { traceId: response.headers.get('x-trace-id'), tree: server }
+  })
+  for (const job of await Promise.all(inProcess)) {
+    t.equal(job.facts.traceId, job.traceId)
+    t.same(drawn(await receiver.trace(job.traceId, 3)), job.tree)
+  }
+  const answers = await Promise.all(overHttp)
+  t.equal(new Set(answers.map(({ traceId }) => traceId)).size, many.length)
+  for (const { traceId, tree } of answers) t.same(drawn(await receiver.trace(String(traceId), 3)), tree)
+  const sent = upstream.requests.map(({ headers }) => String(headers['traceparent']))
+  t.equal(new Set(sent).size, 2 * many.length)
 })
 
 t.test('an answer over HTTP names its trace, with the SDK or without', async t => {

@@ -25,6 +25,22 @@ t.test('OTEL_TRACES_SAMPLER=always_off exports no span, and metrics go on', asyn
   t.same(await receiver.spans(0), [])
 })
 
+for (const [name, value] of [
+  ['OTEL_SDK_DISABLED', 'true'],
+  ['OTEL_TRACES_EXPORTER', 'none']
+] as const) {
+  t.test(`with ${name} no context goes upstream, rather than one that is none`, async t => {
+    const { first, ask, gateway } = await stage(t, { env: { [name]: value } })
+    first.script(json(completion()))
+    const asked = await ask({ model: 'plain' })
+    t.equal(asked.status, 200)
+    t.match(asked.traceId, /^(?!0{32})[0-9a-f]{32}$/)
+    await asked.text()
+    t.equal(first.requests[0]!.headers['traceparent'], undefined)
+    t.equal(await gateway.stop(), 0)
+  })
+}
+
 t.test('a share of traces is sampled, each whole', async t => {
   const env = { OTEL_TRACES_SAMPLER: 'parentbased_traceidratio', OTEL_TRACES_SAMPLER_ARG: '0.5' }
   const { first, ask, receiver, gateway } = await stage(t, { env })

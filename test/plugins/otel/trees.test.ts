@@ -1,4 +1,6 @@
+import { once } from 'node:events'
 import t, { type Test } from 'tap'
+import { WebSocket } from 'ws'
 import { faultsOfAttributes, faultsOfModelSpan } from '../../otlp/convention.ts'
 import type { Span } from '../../otlp/messages.ts'
 import { drawn, faultsOfTimes } from '../../otlp/tree.ts'
@@ -244,6 +246,20 @@ t.test('what a server exports', async t => {
     t.equal(new Set(all.map(({ spanId }) => spanId)).size, all.length)
     t.equal(world.receiver.exports.filter(({ signal }) => signal === 'logs').length, 0, 'logs go their own way')
   })
+})
+
+t.test('of a WebSocket: its span ends with its connection', async t => {
+  const { url, receiver } = await stage(t, { config: { plugins: { rateLimit: false, events: {} } } })
+  const headers = { authorization: `Bearer ${secrets.adminToken}` }
+  const socket = new WebSocket(`${url.replace('http', 'ws')}/events`, { headers })
+  const [{ headers: answered }] = await once(socket, 'upgrade')
+  const traceId = answered['x-trace-id']
+  t.match(traceId, /^[0-9a-f]{32}$/)
+  t.match(answered['x-request-id'], /^req_/)
+  socket.close()
+  const [span] = await receiver.trace(traceId, 1)
+  t.equal(span?.name, 'GET /events')
+  t.match(span?.attributes, { 'http.response.status_code': 101, 'error.type': undefined })
 })
 
 const incoming = { traceId: '0af7651916cd43dd8448eb211c80319c', spanId: 'b7ad6b7169203331' }
