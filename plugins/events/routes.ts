@@ -1,13 +1,6 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { WebSocketServer } from 'ws'
-import {
-  detail,
-  InvalidApiKey,
-  InvalidRequest,
-  RateLimitExceeded,
-  ShuttingDown,
-  TenantDisabled
-} from '../../schemas/errors.ts'
+import { detail, InvalidApiKey, InvalidRequest, RateLimitExceeded, ShuttingDown } from '../../schemas/errors.ts'
 import type { Principal } from '../../schemas/gateway.ts'
 import { isRecord } from '../../schemas/reader.ts'
 import { openDoor, takeUpgrade } from './door.ts'
@@ -91,10 +84,6 @@ export function eventRoutes(app: FastifyInstance, { hub, tickets, most, now }: R
       done()
     })
     gateway.http.prepare(scope, { open: false, scope: 'admin', ticket: byTicket })
-    scope.addHook('onRequest', async request => {
-      const { kind, tenant } = gateway.http.principal(request)
-      if (kind === 'key' && (await gateway.tenants?.find(tenant))?.active === false) throw new TenantDisabled(tenant)
-    })
 
     scope.get<{ Querystring: Query }>(
       path,
