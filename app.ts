@@ -207,6 +207,8 @@ export type { ChatCompletionsOptions } from './plugins/chat-completions/index.ts
 export type { GatewayOptions } from './plugins/gateway/index.ts'
 export type { Http } from './plugins/http/index.ts'
 export { serverOptions } from './plugins/http/server.ts'
+export { logDestination } from './plugins/request-log/destination.ts'
+export { callLine } from './plugins/request-log/line.ts'
 export type { Providers, RoutingOptions } from './plugins/routing/index.ts'
 export type { Signing } from './plugins/signing/index.ts'
 export { ConfigError } from './schemas/faults.ts'

@@ -152,25 +152,6 @@ declare module './gateway.ts' {
   }
 }
 
-/** What becomes of events outside the process, in numbers since its start. */
-export interface EventStream {
-  /** Of `GET /events`, now. */
-  readonly subscribers: number
-  /** Subscribers that were let go because they did not read. */
-  readonly slow: number
-  /** Events that are on their way to Redis. */
-  readonly waiting: number
-  /** Events that Redis has not got: the buffer was full. */
-  readonly dropped: number
-}
-
-declare module './gateway.ts' {
-  interface Gateway {
-    /** Given by the plugin events. */
-    eventStream?: EventStream
-  }
-}
-
 /** @param failed a listener threw */
 export function createEventBus(failed: (error: unknown) => void): EventBus {
   let listeners: readonly Listener[] = []

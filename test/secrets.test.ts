@@ -87,7 +87,8 @@ t.test('no secret stays in a log, an answer, a row or a file', async t => {
   const upstream = await startUpstream({
     script: request => {
       const message = `Incorrect API key provided: ${request.headers.authorization}`
-      const wish = String(request.json.messages?.[0]?.content)
+      // A list of models is asked for without a body.
+      const wish = request.method === 'POST' ? String(request.json.messages?.[0]?.content) : ''
       const status = Number(/^status (\d+)$/.exec(wish)?.[1])
       if (status) return json({ error: { message, type: 'x', param: message, code: message } }, { status })
       if (wish === 'no json') return json(message, { headers: { 'content-type': 'text/plain' } })
@@ -118,6 +119,7 @@ t.test('no secret stays in a log, an answer, a row or a file', async t => {
       gone: { targets: [{ provider: 'gone', model: 'm', price }], retries: 0 }
     },
     tenants: { configured: { keys: [configKey] } },
+    routing: { passThrough: true },
     plugins: { rateLimit: false, signing: { secret: signingSecret, receipts: { privateKey: receiptKey } } }
   })
 
@@ -158,6 +160,15 @@ t.test('no secret stays in a log, an answer, a row or a file', async t => {
     return key
   }
 
+  // whoever listens to what happens
+  const leaving = new AbortController()
+  t.teardown(() => leaving.abort())
+  const listening = await fetch(`${gateway.url}/events?lastEventId=0-0`, {
+    headers: { authorization: `Bearer ${adminToken}` },
+    signal: leaving.signal
+  })
+  const heard = listening.text()
+
   // administration
   await ask('POST /api/tenants', adminToken, { id: 'acme', budget_usd: 5 })
   const first = await make('POST /api/tenants/acme/keys', { name: 'first' })
@@ -189,6 +200,10 @@ t.test('no secret stays in a log, an answer, a row or a file', async t => {
   t.ok((await ask(chatRoute, second.key, chat('Hello', { model: 'gone' }))).status >= 500)
   await ask(chatRoute, second.key, '{"messages": [')
   await ask(chatRoute, second.key, chat('Hello', { model: 'nothing' }))
+  for (const name of [second.key, `echo/${second.key}`, `gone/${second.key}`]) {
+    await ask(chatRoute, second.key, chat('Hello', { model: name }), {}, true)
+    await ask(chatRoute, second.key, chat('Hello', { model: name, stream: true }), {}, true)
+  }
   await ask(chatRoute, second.key, chat('Hello', { tenant: 'configured' }))
   await ask(chatRoute, second.key, chat('Hello'), { 'idempotency-key': 'once' })
   await ask(chatRoute, second.key, chat('Hello'), { 'idempotency-key': 'once' })
@@ -231,6 +246,8 @@ t.test('no secret stays in a log, an answer, a row or a file', async t => {
     '/api/records?format=jsonl',
     '/api/audit?limit=1000',
     '/api/stats',
+    '/api/traces',
+    '/api/health',
     '/budget/stats'
   ]) {
     t.equal((await ask(`GET ${path}`, adminToken)).status, 200, path)
@@ -245,6 +262,7 @@ t.test('no secret stays in a log, an answer, a row or a file', async t => {
 
   const places: Array<[string, string]> = [
     ['the log', gateway.said()],
+    ['the events', await heard],
     ...answers.map((text, index): [string, string] => [`answer ${index}: ${text.slice(0, 3)}`, text]),
     ...[...running].map(([name, text]): [string, string] => [`${name} while running`, text]),
     ...[...stopped].map(([name, text]): [string, string] => [`${name} after the end`, text])
@@ -263,6 +281,7 @@ t.test('no secret stays in a log, an answer, a row or a file', async t => {
       )
     }
     t.ok(gateway.said().includes('GATEWAY_INVALID_API_KEY'), 'refusals are in the log')
+    t.match(await heard, /"model\.request\.complete"[\s\S]*"key\.revoked"/, 'calls and changes are events')
     t.ok(answers.length > 100)
     t.ok(running.size > 1 && stopped.size > 0)
   })

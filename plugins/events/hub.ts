@@ -1,6 +1,7 @@
 import type { Principal } from '../../schemas/gateway.ts'
+import { bringUpToDate } from './catch-up.ts'
 import type { Filter, Wish } from './filter.ts'
-import { bytesOf, type Form, type Item, isAfter, notice } from './item.ts'
+import { bytesOf, type Form, type Item, notice } from './item.ts'
 import type { Source } from './source.ts'
 
 /** Why a subscription ends from our side. */
@@ -52,13 +53,13 @@ export interface Hub {
   revoke(test: (reader: Reader) => boolean, from: number): void
   readonly size: number
   readonly slow: number
-  /** Tells everybody that this ends, without waiting for anybody. */
+  /** Writes what was shown and tells everybody that this ends, without waiting for anybody. */
   close(): void
   /** Resolves when the connections of all subscribers have ended; those that have not by then are cut. */
   emptied(patience: number): Promise<void>
 }
 
-interface Subscription {
+export interface Subscription {
   readonly sink: Sink
   readonly reader: Reader
   readonly filter: Filter
@@ -87,9 +88,6 @@ const mostQueued = 50_000
 const writesAtOnce = 100
 /** Milliseconds between signs of life. */
 const beatEvery = 15_000
-/** Events that are read at once for those who come back. */
-const page = 500
-const pauseAfterFault = 500
 
 export function createHub(source: () => Source, { buffer, now, failed }: HubOptions): Hub {
   const subscriptions = new Set<Subscription>()
@@ -104,6 +102,7 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
   let batches: Batch[] = []
   let timer: NodeJS.Timeout | undefined
   let writing: Promise<void> | null = null
+  let writes: Generator<void> | null = null
   let beats: NodeJS.Timeout | undefined
   let slow = 0
 
@@ -148,7 +147,13 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
   }
 
   async function writeAll(): Promise<void> {
-    let writes = 0
+    writes = writesOf()
+    for (let count = 1; writes.next().done !== true; count++) if (count % writesAtOnce === 0) await turn()
+    writes = null
+  }
+
+  /** Batch by batch, one subscriber at a time. */
+  function* writesOf(): Generator<void> {
     for (let batch = batches.shift(); batch !== undefined; batch = batches.shift()) {
       for (const { form, filter, members } of [...groups.values()]) {
         const items = batch.items.filter(item => filter.passes(item))
@@ -156,7 +161,7 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
         const bytes = bytesOf(form, items)
         for (const subscription of [...members]) {
           if (subscription.from <= batch.number) write(subscription, bytes)
-          if (++writes % writesAtOnce === 0) await turn()
+          yield
         }
       }
       queued -= Math.min(queued, batch.items.length)
@@ -210,44 +215,6 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
     group.members.add(subscription)
   }
 
-  /** Says where it begins, and hands out what is kept from there on, until nothing is left that was shown already. */
-  async function begin(subscription: Subscription, after: string | null): Promise<void> {
-    const { sink, filter } = subscription
-    await source().ready()
-    const start = source().last
-    if (subscription.ended || start === null) return
-    const isAhead = after !== null && isAfter(after, start)
-    const gap = after !== null && (isAhead || (await ask(subscription, () => source().misses(after))))
-    let cursor = after === null || isAhead ? start : after
-    if (subscription.ended) return
-    if (gap) tell(subscription, cursor, 'gateway.events.gap', { after })
-    else tell(subscription, cursor, 'gateway.events.ready', {})
-    for (let last = source().last; last !== null && isAfter(last, cursor); last = source().last) {
-      const [from, upTo] = [cursor, last]
-      const items = await ask(subscription, () => source().between(from, upTo, page))
-      if (items === null) return
-      const wanted = items.filter(item => filter.passes(item))
-      if (wanted.length > 0) write(subscription, bytesOf(sink.form, wanted))
-      cursor = items.length < page ? last : items.at(-1)!.id
-      if (sink.waiting > buffer / 2 && !(await sink.drained())) drop(subscription)
-      if (subscription.ended) return
-    }
-    join(subscription)
-  }
-
-  /** Redis may be away: then it is asked again. Null: nobody waits for the answer any more. */
-  async function ask<Answer>(subscription: Subscription, question: () => Promise<Answer>): Promise<Answer | null> {
-    while (!subscription.ended) {
-      try {
-        const answer = await question()
-        return subscription.ended ? null : answer
-      } catch {
-        await pause()
-      }
-    }
-    return null
-  }
-
   function beat(): void {
     endOverdue()
     const isIdle = queued === 0
@@ -270,7 +237,7 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
       if (subscriptions.size === 0) source().start()
       subscriptions.add(subscription)
       beats ??= setInterval(beat, beatEvery).unref()
-      begin(subscription, after).catch(failed)
+      bringUpToDate(subscription, after, { source: source(), buffer, tell, write, drop, join }).catch(failed)
       open.add(sink)
       return () => {
         remove(subscription)
@@ -296,7 +263,9 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
     },
     close() {
       clearTimeout(timer)
-      batches = []
+      cutBatch()
+      // What was begun goes on where it is.
+      for (const left = writes ?? writesOf(); left.next().done !== true; );
       for (const subscription of [...subscriptions]) end(subscription, 'closing')
     },
     async emptied(patience) {
@@ -319,8 +288,4 @@ function keyOf({ sink, filter }: Subscription): string {
 
 function turn(): Promise<void> {
   return new Promise(resolve => setImmediate(resolve))
-}
-
-function pause(): Promise<void> {
-  return new Promise(resolve => setTimeout(resolve, pauseAfterFault).unref())
 }

@@ -97,7 +97,7 @@ async function events(app: FastifyInstance, options: EventsOptions): Promise<voi
     log.warn({}, 'GET /events is off: without the plugin auth anybody would be the administrator')
     return
   }
-  eventRoutes(app, { hub, tickets: createTickets(shared, now), most })
+  eventRoutes(app, { hub, tickets: createTickets(shared, now), most, now })
 }
 
 /** Keeps nothing to be sent later. A connection of its own: what waits for a stream must not hold up budgets. */

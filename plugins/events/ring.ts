@@ -65,6 +65,7 @@ export function createRing({ bus, kept, linger, show }: RingOptions): Source {
       const from = items.findIndex(({ id }) => isAfter(id, after))
       return from === -1 ? [] : items.slice(from, from + count).filter(({ id }) => !isAfter(id, upTo))
     },
+    reaches: async id => !isAfter(id, last),
     misses: async after => isAfter(gone, after),
     close() {
       clearTimeout(timer)

@@ -1,20 +1,13 @@
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { WebSocketServer } from 'ws'
-import {
-  detail,
-  InvalidApiKey,
-  InvalidRequest,
-  RateLimitExceeded,
-  ShuttingDown,
-  TenantDisabled
-} from '../../schemas/errors.ts'
+import { detail, InvalidApiKey, InvalidRequest, RateLimitExceeded, ShuttingDown } from '../../schemas/errors.ts'
 import type { Principal } from '../../schemas/gateway.ts'
 import { isRecord } from '../../schemas/reader.ts'
 import { openDoor, takeUpgrade } from './door.ts'
 import { type Wish, wishOf } from './filter.ts'
 import type { Hub, Reader, Sink } from './hub.ts'
 import { sseSink } from './sse.ts'
-import { isHolder, type Tickets } from './tickets.ts'
+import { type Holder, isHolder, type Tickets } from './tickets.ts'
 import { webSocketSink } from './websocket.ts'
 
 export interface RoutesOptions {
@@ -22,6 +15,8 @@ export interface RoutesOptions {
   readonly tickets: Tickets
   /** The most subscribers at a time. */
   readonly most: number
+  /** Milliseconds since 1970. */
+  readonly now: () => number
 }
 
 type Query = Record<string, unknown>
@@ -33,7 +28,7 @@ const farewell = 500
 const longestMessage = 1_024
 
 /** GET /events and POST /events/ticket, for administrators. */
-export function eventRoutes(app: FastifyInstance, { hub, tickets, most }: RoutesOptions): void {
+export function eventRoutes(app: FastifyInstance, { hub, tickets, most, now }: RoutesOptions): void {
   const { gateway } = app
   const peers = new WebSocketServer({
     noServer: true,
@@ -54,6 +49,23 @@ export function eventRoutes(app: FastifyInstance, { hub, tickets, most }: Routes
     return { wish, reader: readerOf(gateway.http.principal(request)) }
   }
 
+  /** Null: no ticket was shown. @throws InvalidApiKey */
+  function byTicket(request: FastifyRequest): Promise<Principal> | null {
+    const ticket = ticketOf(request)
+    return ticket === null ? null : tickets.take(ticket).then(withKey)
+  }
+
+  /** A ticket is worth what the key is that it was got with. @throws InvalidApiKey, StoreUnavailable */
+  async function withKey(holder: Holder): Promise<Holder> {
+    if (holder.kind !== 'key' || holder.key === null) return holder
+    const key = await gateway.store?.keys.get(holder.key)
+    const until = key?.expiresAt ?? null
+    if (!key || key.revokedAt !== null || (until !== null && until <= now())) {
+      throw new InvalidApiKey('The key that this ticket was got with is revoked or expired.')
+    }
+    return { ...holder, until }
+  }
+
   /** `open` makes the sink; what it is given tells that the connection is gone, which may be at once. */
   function subscribe(wish: Wish, reader: Reader, open: (gone: () => void) => Sink): void {
     let end: (() => void) | null = null
@@ -71,11 +83,7 @@ export function eventRoutes(app: FastifyInstance, { hub, tickets, most }: Routes
       reply.header('cache-control', 'no-store')
       done()
     })
-    gateway.http.prepare(scope, { open: false, scope: 'admin', ticket: request => ticketOf(request, tickets) })
-    scope.addHook('onRequest', async request => {
-      const { kind, tenant } = gateway.http.principal(request)
-      if (kind === 'key' && (await gateway.tenants?.find(tenant))?.active === false) throw new TenantDisabled(tenant)
-    })
+    gateway.http.prepare(scope, { open: false, scope: 'admin', ticket: byTicket })
 
     scope.get<{ Querystring: Query }>(
       path,
@@ -128,13 +136,13 @@ export function eventRoutes(app: FastifyInstance, { hub, tickets, most }: Routes
 }
 
 /** Null: no ticket was shown, or where one opens nothing: nobody gets a ticket for a ticket. @throws InvalidApiKey */
-function ticketOf({ method, query, headers }: FastifyRequest, tickets: Tickets): Promise<Principal> | null {
+function ticketOf({ method, query, headers }: FastifyRequest): string | null {
   const ticket = method === 'GET' && isRecord(query) ? query['ticket'] : undefined
   if (ticket === undefined) return null
   if (headers.authorization !== undefined || headers['x-api-key'] !== undefined || headers['api-key'] !== undefined) {
     throw new InvalidApiKey('This request carries two different credentials.')
   }
-  return tickets.take(typeof ticket === 'string' ? ticket : '')
+  return typeof ticket === 'string' ? ticket : ''
 }
 
 function readerOf(principal: Principal): Reader {

@@ -12,6 +12,8 @@ export interface Source {
   ready(): Promise<void>
   /** Events after one id and up to another, oldest first; fewer than `count`: these are all. */
   between(after: string, upTo: string, count: number): Promise<Item[]>
+  /** Whether this or a later event has happened, shown here or not yet. */
+  reaches(id: string): Promise<boolean>
   /** Whether events that came after an id may be gone. */
   misses(after: string): Promise<boolean>
   close(): void

@@ -51,12 +51,9 @@ export function createStream({ redis, connect, stream, show, shown, missed }: St
     }
   }
 
-  /** Where the stream ends, or, after an interruption, whether it still goes on where it was left. */
+  /** Where the stream ends; after an interruption, whether it is still the same. */
   async function find(connection: Redis): Promise<void> {
-    const [[newest], [oldest]] = await Promise.all([
-      connection.xrevrange(stream, '+', '-', 'COUNT', 1),
-      connection.xrange(stream, '-', '+', 'COUNT', 1)
-    ])
+    const [newest] = await connection.xrevrange(stream, '+', '-', 'COUNT', 1)
     if (reading !== connection) return
     const end = newest?.[0] ?? firstId
     const before = last
@@ -64,12 +61,17 @@ export function createStream({ redis, connect, stream, show, shown, missed }: St
     const isOther = before !== null && isAfter(before, end)
     if (before === null || isOther) last = end
     known.resolve()
-    if (before === null || before === firstId) return
-    if (isOther || (oldest !== undefined && isAfter(oldest[0], before))) missed()
+    if (isOther) missed()
   }
 
+  /** Asks with each read where the stream begins: under load it may have been cut behind what was read last. */
   async function next(connection: Redis): Promise<readonly Entry[]> {
-    const answer = await connection.xread('COUNT', page, 'BLOCK', waitFor, 'STREAMS', stream, last ?? firstId)
+    const from = last ?? firstId
+    const [[oldest], answer] = await Promise.all([
+      connection.xrange(stream, '-', '+', 'COUNT', 1),
+      connection.xread('COUNT', page, 'BLOCK', waitFor, 'STREAMS', stream, from)
+    ])
+    if (reading === connection && from !== firstId && oldest !== undefined && isAfter(oldest[0], from)) missed()
     return answer?.[0]?.[1] ?? []
   }
 
@@ -100,6 +102,10 @@ export function createStream({ redis, connect, stream, show, shown, missed }: St
         from = entries.at(-1)?.[0] ?? upTo
       }
       return found
+    },
+    async reaches(id) {
+      const [newest] = await redis.xrevrange(stream, '+', '-', 'COUNT', 1)
+      return newest !== undefined && !isAfter(id, newest[0])
     },
     async misses(after) {
       if (after === firstId) return false

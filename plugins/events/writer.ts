@@ -105,9 +105,13 @@ export function createWriter(options: WriterOptions): Writer {
   }
 
   function flush(): void {
+    stopTimer()
+    sending ??= send().finally(sent)
+  }
+
+  function stopTimer(): void {
     timer?.()
     timer = null
-    sending ??= send().finally(sent)
   }
 
   function sent(): void {
@@ -191,8 +195,7 @@ export function createWriter(options: WriterOptions): Writer {
       return dropped
     },
     async close() {
-      timer?.()
-      timer = null
+      stopTimer()
       const patient = Promise.withResolvers<void>()
       const limit = setTimeout(patient.resolve, closingPatience)
       const last = async () => {
@@ -203,6 +206,8 @@ export function createWriter(options: WriterOptions): Writer {
       await Promise.race([last(), patient.promise])
       clearTimeout(limit)
       closed = true
+      // It may have failed meanwhile, to be tried again.
+      stopTimer()
       const left = waiting.length + batch.length
       if (left > 0) {
         dropped += left

@@ -102,7 +102,7 @@ export interface Prepare {
   /** No authentication. */
   open: boolean
   fixed?: boolean
-  /** What the credential must allow. */
+  /** What the credential must allow; with `admin` its tenant must also be switched on, which calls are asked later. */
   scope?: Scope
   /** Another way to say who asks, before the headers are looked at; null: this request does not go it. @throws InvalidApiKey */
   ticket?(request: FastifyRequest): Principal | Promise<Principal> | null
@@ -231,10 +231,6 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
         done()
       })
       prepare(scope, { open: false, scope: 'admin' })
-      scope.addHook('onRequest', async request => {
-        const { kind, tenant } = principalOf(request)
-        if (kind === 'key' && (await gateway.tenants?.find(tenant))?.active === false) throw new TenantDisabled(tenant)
-      })
       scope.setValidatorCompiler(validatorCompiler())
       routes(scope)
     })
@@ -293,6 +289,11 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
           request[principalKey] = admitted(found, options.scope)
         })
         .then(() => done(), done)
+    })
+    if (options.scope !== 'admin') return
+    scope.addHook('onRequest', async request => {
+      const { kind, tenant } = principalOf(request)
+      if (kind === 'key' && (await gateway.tenants?.find(tenant))?.active === false) throw new TenantDisabled(tenant)
     })
   }
 }

@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import { codeOf, endingOf, namesOf } from '../../schemas/call-record.ts'
-import { LedgerUnavailable } from '../../schemas/errors.ts'
+import { LedgerUnavailable, withoutKeys } from '../../schemas/errors.ts'
 import type { Expense, Inference, Outcome } from '../../schemas/gateway.ts'
 import { type AttemptOpen, encodeAttempt, encodeOpen, encodeSettle } from '../../schemas/journal.ts'
 import type { Balance, Totals } from '../../schemas/ledger.ts'
@@ -143,7 +143,7 @@ async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void>
       time: Date.now(),
       tenant: principal.tenant,
       key: principal.key,
-      model: inference.route.alias,
+      model: withoutKeys(inference.route.alias),
       stream: request.stream === true,
       traceId,
       user: typeof request.user === 'string' ? request.user.slice(0, longestUser) : null,
@@ -180,7 +180,7 @@ async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void>
     return {
       number,
       provider: target.provider.name,
-      model: target.model,
+      model: withoutKeys(target.model),
       priceVersion: pricing?.of(target)?.version ?? null,
       input,
       output,

@@ -1,7 +1,6 @@
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
 import { Registry } from 'prom-client'
-import { TenantDisabled } from '../../schemas/errors.ts'
 import { createCalls } from './calls.ts'
 import { createFamilies } from './families.ts'
 import { measureProcess } from './process.ts'
@@ -60,12 +59,6 @@ async function metrics(app: FastifyInstance, options: MetricsOptions): Promise<v
   }
   app.register(async scope => {
     gateway.http.prepare(scope, options.public ? { open: true } : { open: false, scope: 'admin' })
-    if (!options.public) {
-      scope.addHook('onRequest', async request => {
-        const { tenant, kind } = gateway.http.principal(request)
-        if (kind === 'key' && (await gateway.tenants?.find(tenant))?.active === false) throw new TenantDisabled(tenant)
-      })
-    }
     scope.get('/metrics', async (_request, reply) => {
       // The routing table may have changed.
       calls.reserve()

@@ -24,7 +24,9 @@ export interface LogDestinationOptions {
 
 /** Characters with which a piece is written before its time. */
 const batch = 16_384
-const retryEvery = 200
+/** Milliseconds until what was not taken is tried again: at first, as a reader that reads makes room soon, and at most. */
+const firstRetry = 1
+const lastRetry = 200
 const endPatience = 1_000
 
 /**
@@ -39,6 +41,7 @@ export function logDestination(options: LogDestinationOptions): LogDestination {
   let rest: Buffer | null = null
   let timer: NodeJS.Timeout | null = null
   let blocked = false
+  let retry = firstRetry
   let dropped = 0
   let told = 0
 
@@ -46,8 +49,10 @@ export function logDestination(options: LogDestinationOptions): LogDestination {
     if (timer !== null) clearTimeout(timer)
     timer = null
     blocked = !drained()
-    if (blocked) timer = setTimeout(flush, retryEvery).unref()
-    else if (dropped > told) {
+    if (blocked) {
+      timer = setTimeout(flush, retry).unref()
+      retry = Math.min(2 * retry, lastRetry)
+    } else if (dropped > told) {
       const lost = dropped - told
       told = dropped
       recovered?.(lost)
@@ -64,6 +69,7 @@ export function logDestination(options: LogDestinationOptions): LogDestination {
         const taken = write(fd, bytes)
         rest = taken < bytes.length ? bytes.subarray(taken) : null
         if (taken === 0) return false
+        retry = firstRetry
       } catch {
         return false
       }

@@ -557,6 +557,28 @@ t.test('tickets', async t => {
     t.match(await both.text(), /two different credentials/)
   })
 
+  t.test('were good after the key that they were got with had been revoked', async t => {
+    const { app, url } = await start(t, { store: 'sqlite::memory:' })
+    const { keys } = app.gateway
+    if (keys === undefined) return t.fail('There is no store.')
+    const got = async (expiresAt: number | null = null) => {
+      const { key, secret } = await keys.create('public', { scopes: ['admin'], expiresAt }, 'test')
+      const response = await fetch(`${url}/events/ticket`, {
+        method: 'POST',
+        headers: { authorization: `Bearer ${secret}` }
+      })
+      return { id: key.id, ticket: ((await response.json()) as { ticket: string }).ticket }
+    }
+    const [good, revoked, rotated] = [await got(), await got(), await got(Date.now() + 3_600_000)]
+    await keys.revoke('public', revoked.id, 'test')
+    await keys.rotate('public', rotated.id, 0, 'test')
+    for (const { ticket } of [revoked, rotated]) {
+      const { status, body } = await refusedSocket(url, `?ticket=${ticket}`)
+      t.strictSame([status, body.error.code], [401, 'invalid_api_key'])
+    }
+    await sseTo(t, url, `?ticket=${good.ticket}`, {})
+  })
+
   t.test('are good for a minute', async t => {
     let time = 1_000_000
     const tickets = createTickets(undefined, () => time)

@@ -3,7 +3,12 @@ import { join } from 'node:path'
 import Fastify from 'fastify'
 import { pino } from 'pino'
 import t, { type Test } from 'tap'
-import modelGateway, { type ModelGatewayOptions, serverOptions } from '../../app.ts'
+import modelGateway, {
+  logDestination as exportedDestination,
+  callLine as exportedLine,
+  type ModelGatewayOptions,
+  serverOptions
+} from '../../app.ts'
 import gateway from '../../plugins/gateway/index.ts'
 import { type LogDestinationOptions, logDestination } from '../../plugins/request-log/destination.ts'
 import requestLog from '../../plugins/request-log/index.ts'
@@ -343,6 +348,11 @@ async function embedded(t: Test, options: (url: string) => ModelGatewayOptions =
   return { upstream, app, lines, post }
 }
 
+t.test('a server of your own could not import what the page tells it to', async t => {
+  t.equal(exportedLine, callLine)
+  t.equal(exportedDestination, logDestination)
+})
+
 t.test('embedded, lines go to the logger of the host, in its form', async t => {
   const { upstream, lines, post } = await embedded(t)
   upstream.script(json(completion({ content: 'Hello' })))
@@ -552,6 +562,27 @@ t.test('the destination', async t => {
     destination.write('after\n')
     await until(() => text().endsWith('after\n'))
     t.equal(destination.dropped, 40)
+  })
+
+  t.test('once a pipe had been full, it never caught up with a reader that reads, and dropped most lines', async t => {
+    let room = 65_536
+    const { destination, text } = sink({
+      take(bytes) {
+        const taken = Math.min(room, bytes.length)
+        room -= taken
+        if (taken > 0) return taken
+        // It is empty again when the next write comes.
+        room = 65_536
+        return refused()
+      }
+    })
+    const line = `${'x'.repeat(999)}\n`
+    for (let count = 0; count < 40; count++) {
+      for (let lines = 0; lines < 50; lines++) destination.write(line)
+      await new Promise(resolve => setTimeout(resolve, 5))
+    }
+    t.equal(destination.dropped, 0)
+    await until(() => text().length === 2_000_000)
   })
 
   t.test('at the end writes what waits, and gives up after a second', async t => {

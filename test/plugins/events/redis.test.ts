@@ -1,4 +1,5 @@
 import t from 'tap'
+import { createStream } from '../../../plugins/events/stream.ts'
 import { startRedis } from '../../services/index.ts'
 import { consumed } from './group.ts'
 import { call, holds, redisClient, refusedSocket, type Said, socketTo, sseTo, start, ticketOf, token } from './kit.ts'
@@ -137,6 +138,59 @@ t.test('several processes', async t => {
     await holds(async () => (await clients()) === before)
     t.equal(app.gateway.eventStream?.subscribers, 0)
   })
+})
+
+t.test('what calls say that end while the process does is in Redis', async t => {
+  const redis = await startRedis(t)
+  if (redis === null) return
+  const client = redisClient(t, redis)
+  const { app } = await start(t, { redis: redis.url, plugins: { auth, budgets: false, limits: false } })
+  const { gateway } = app
+  const ask = { model: 'test', messages: [{ role: 'user' as const, content: 'Hello' }], stream: true }
+  const answer = await gateway.complete(ask, gateway.caller())
+  if (!answer.stream) return t.fail('It is no stream.')
+  const closing = app.close()
+  await holds(() => gateway.closing)
+  for await (const _frames of answer.frames);
+  await closing
+  const entries = await client.xrange('agent.events', '-', '+')
+  t.equal(entries.length, 5)
+  t.match(entries.at(-1)?.[1], ['event_type', 'model.request.complete', 'data', /"status":"settled"/])
+})
+
+t.test('a stream that was cut behind a reader who is late was read on without a word', async t => {
+  const server = await startRedis(t)
+  if (server === null) return
+  const client = redisClient(t, server)
+  const shown: string[] = []
+  let missed = 0
+  let written = Promise.withResolvers<void>()
+  const source = createStream({
+    redis: client,
+    connect: () => redisClient(t, server),
+    stream: 'agent.events',
+    show: items => shown.push(...items.map(({ id }) => id)),
+    shown: () => written.promise,
+    missed: () => void missed++
+  })
+  t.teardown(() => source.close())
+  const add = () => client.xadd('agent.events', '*', 'event_type', 'a.b', 'data', '{}')
+  source.start()
+  await source.ready()
+  await add()
+  await holds(() => shown.length === 1)
+  for (let count = 0; count < 9; count++) await add()
+  await client.xtrim('agent.events', 'MAXLEN', 3)
+  written.resolve()
+  written = Promise.withResolvers()
+  await holds(() => shown.length === 4)
+  t.equal(missed, 1)
+  written.resolve()
+  written = Promise.withResolvers()
+  await add()
+  await holds(() => shown.length === 5)
+  t.equal(missed, 1)
+  written.resolve()
 })
 
 t.test('Redis away', async t => {

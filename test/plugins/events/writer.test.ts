@@ -1,3 +1,5 @@
+import { once } from 'node:events'
+import { type AddressInfo, createServer, type Socket } from 'node:net'
 import { Redis } from 'ioredis'
 import t, { type Test } from 'tap'
 import { createWriter, type Timers } from '../../../plugins/events/writer.ts'
@@ -230,3 +232,22 @@ async function outage(t: Test, server: TestRedis): Promise<void> {
   t.equal(lines.length, 2)
   t.match(lines[1], /again.*"dropped":5/)
 }
+
+t.test('a write that failed during the end began again after it, on a connection that nobody closed', async t => {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const sockets: Socket[] = []
+  server.on('connection', socket => sockets.push(socket))
+  const timers = clock()
+  const { port } = server.address() as AddressInfo
+  const { writer, lines } = await writing(t, `redis://127.0.0.1:${port}`, { timers })
+  writer.add('a.b', '{}')
+  timers.pass(50)
+  await holds(() => sockets.length === 1)
+  const closing = writer.close()
+  for (const socket of sockets) socket.destroy()
+  server.close()
+  await closing
+  t.equal(timers.next, Number.POSITIVE_INFINITY, 'nothing is due any more')
+  t.match(lines.at(-1), /could not be written to Redis before the end {"stream":"agent.events","dropped":1}/)
+})
