@@ -261,7 +261,9 @@ async function loggerFor({ log }: Settings, terminal: boolean): Promise<Logger &
   if (log.destination === undefined && terminal) {
     const { default: pretty } = await import('pino-pretty')
     const logger = pino({ level }, pretty({ ignore: 'pid,hostname', translateTime: 'HH:MM:ss.l' }))
-    return withCalls(logger, (level, record) => logger[level]({ requestId: record.id }, callSummary(record)))
+    return withCalls(logger, (level, record) =>
+      logger[level]({ requestId: record.id, traceId: record.traceId }, callSummary(record))
+    )
   }
   const fd = log.destination === undefined ? 1 : openLog(log.destination)
   const recovered = (lines: number) => logger.warn({ lines }, 'lines of the log are lost: they could not be written')

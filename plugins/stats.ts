@@ -13,6 +13,10 @@ async function stats(app: FastifyInstance, options: StatsOptions): Promise<void>
   const { gateway } = app
   const ledger = gateway.optional('ledger', 'stats')
   if (ledger === undefined) return
+  if (gateway.authenticate === undefined) {
+    gateway.log.warn({}, 'GET /api/stats is off: without the plugin auth anybody would be the administrator')
+    return
+  }
   const started = Date.now()
   const patience = options.patience ?? 1_000
 

@@ -11,7 +11,10 @@ const most = 200
 /** GET /api/traces: the last calls of this process, for the administrator; refused ones and running ones too. */
 async function traces(app: FastifyInstance): Promise<void> {
   const { gateway } = app
-  if (gateway.authenticate === undefined) return
+  if (gateway.authenticate === undefined) {
+    gateway.log.warn({}, 'GET /api/traces is off: without the plugin auth anybody would be the administrator')
+    return
+  }
   const ended: CallRecord[] = []
   /** Where the next one goes. */
   let next = 0
@@ -71,8 +74,8 @@ function traceShape(record: CallRecord): TraceAnswer {
     tokens_out: record.tokensOut,
     usage_source: record.usage.source,
     cost_usd: record.cost === null ? null : usdOf(record.cost),
-    duration_ms: record.duration,
-    ttft_ms: record.firstToken,
+    duration_ms: rounded(record.duration),
+    ttft_ms: record.firstToken === null ? null : rounded(record.firstToken),
     attempts: record.attempts,
     retries: record.retries,
     fallbacks: record.fallbacks,
@@ -80,6 +83,11 @@ function traceShape(record: CallRecord): TraceAnswer {
     trace_id: record.traceId,
     config_hash: record.config
   }
+}
+
+/** As records have them: a millisecond has no more than three places that mean something. */
+function rounded(milliseconds: number): number {
+  return Math.round(milliseconds * 1_000) / 1_000
 }
 
 function fits(trace: TraceAnswer, { id, tenant, model, provider, status, trace_id }: TracesQuery): boolean {

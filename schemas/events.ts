@@ -80,11 +80,15 @@ export interface EventTypes {
     readonly spent_usd: number
     readonly limit_usd: number
   }
-  /** A budget refuses a call, or a further attempt of one. `bound_usd`: what that may cost at most. */
+  /**
+   * A budget refuses a call, or a further attempt of one. `bound_usd`: what that may cost at most. `reserved_usd`: what calls in
+   * flight hold, this one's earlier attempts included.
+   */
   'model.budget.exceeded': AboutCall & {
     readonly scope: string
     readonly period: string
     readonly spent_usd: number
+    readonly reserved_usd: number
     readonly limit_usd: number
     readonly bound_usd: number
   }

@@ -76,6 +76,8 @@ t.test('on a terminal the token is shown and the log is for people', { skip: mis
   t.equal(await ask(url, token), await ask(url))
   t.same(readdirSync(join(gateway.folder, 'tmp')), [], 'it is in no file')
   await gateway.until(/INFO.*listening/)
+  // With its id and that of its trace: what an answer has in its headers is found here.
+  await gateway.until(/public: echo\/echo → echo\/echo, 200 in.*requestId.*req_\w+.*traceId.*[0-9a-f]{32}/s)
   t.notMatch(gateway.said.stdout, '{"level"')
   gateway.child.stdin.write('\x03')
   t.equal(await gateway.ended, 0)

@@ -19,7 +19,7 @@ export interface Bounds {
   /** The most that the request, as it is now, can cost at a target. @throws ModelUnpriced */
   boundAt(inference: Inference, target: Target): number
   /** An account has too little left for a call that may cost `bound`. */
-  refused(inference: Inference, account: Account, spent: bigint, bound: number): void
+  refused(inference: Inference, account: Account, spent: bigint, held: number, bound: number): void
 }
 
 /** Where nothing has a limit, more than this need not be held: sums stay exact. */
@@ -75,8 +75,8 @@ export class BudgetHold implements Hold {
     else this.amount += amount
   }
 
-  refused(account: Account, spent: bigint, bound: number): void {
-    this.#bounds.refused(this.inference, account, spent, bound)
+  refused(account: Account, spent: bigint, held: number, bound: number): void {
+    this.#bounds.refused(this.inference, account, spent, held, bound)
   }
 
   /** Ends it with what the call cost; only the first time counts. False: it had ended. */

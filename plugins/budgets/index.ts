@@ -259,7 +259,7 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
     if (likely > limit) throw new RequestCostExceeded(usdText(Math.min(likely, mostNano)), usdText(limit))
   }
 
-  function tellRefused(inference: Inference, account: Account, spent: bigint, bound: number): void {
+  function tellRefused(inference: Inference, account: Account, spent: bigint, held: number, bound: number): void {
     const { events } = gateway
     if (!events.heard) return
     const { id, principal, route, facts } = inference
@@ -272,6 +272,7 @@ async function budgetsPlugin(app: FastifyInstance, options: BudgetsOptions): Pro
       scope: account.scope,
       period: account.periodKey,
       spent_usd: usdOf(spent),
+      reserved_usd: usdOf(held),
       limit_usd: usdOf(account.limit ?? 0),
       bound_usd: usdOf(bound)
     })

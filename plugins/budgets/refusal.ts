@@ -7,7 +7,7 @@ const adjectives = { total: 'The', hour: 'The hourly', day: 'The daily', week: '
 
 /** The account that refuses a hold, and why: whoever listens is told, the caller gets the rest. */
 export function refuse(hold: BudgetHold, account: Account, spent: bigint, held: number, bound: number): GatewayError {
-  hold.refused(account, spent, bound)
+  hold.refused(account, spent, held, bound)
   return refusal(account, spent, held, bound)
 }
 

@@ -51,7 +51,7 @@ async function otel(app: FastifyInstance, options: OtelOptions): Promise<void> {
     options.metrics === false
       ? null
       : createMeters(telemetry?.cells ?? apiCells(metrics.getMeter('fastify-model-gateway')))
-  warnOfOlder(gateway.log)
+  warnOfHost(gateway.log, telemetry !== undefined)
 
   gateway.decorate('tracing', {
     serve: createServe(tracer, decided),
@@ -253,10 +253,18 @@ function idOf(span: SpanContext | undefined): string | undefined {
   return span === undefined || span.traceId === INVALID_TRACEID ? undefined : span.traceId
 }
 
-/** An API takes part only in one that is as new as itself: otherwise everything goes nowhere, and nobody says so. */
-function warnOfOlder(log: Log): void {
+/**
+ * An API takes part only in one that is as new as itself: otherwise everything goes nowhere, and nobody says so. Where a host
+ * has no SDK the same happens.
+ * @param own the SDK is that of our own server
+ */
+function warnOfHost(log: Log, own: boolean): void {
   const global: unknown = Reflect.get(globalThis, Symbol.for('opentelemetry.js.api.1'))
-  if (typeof global !== 'object' || global === null || !('trace' in global)) return
+  if (typeof global !== 'object' || global === null || !('trace' in global)) {
+    if (!own)
+      log.warn({}, 'no OpenTelemetry SDK is registered: nothing is traced until one is. Start it before the app')
+    return
+  }
   if (global.trace === trace.getTracerProvider()) return
   const version = 'version' in global ? String(global.version) : 'unknown'
   log.warn(

@@ -63,8 +63,15 @@ export async function startTelemetry(settings: Settings, env: Environment, log: 
     idGenerator: { generateTraceId: newTraceId, generateSpanId: newSpanId },
     instrumentations: settings.instrumentation ? [await instrumentation()] : []
   })
-  diag.setLogger(diagnostics(log), { logLevel: DiagLogLevel.WARN, suppressOverrideMessage: true })
+  const { protocol } = settings
+  const ofTraces = 'OTEL_EXPORTER_OTLP_TRACES_ENDPOINT'
+  const endpoint = env[ofTraces] ? ofTraces : endpointOf(settings)
+  diag.setLogger(diagnostics(log, { endpoint, protocol }), {
+    logLevel: DiagLogLevel.WARN,
+    suppressOverrideMessage: true
+  })
   sdk.start()
+  if (env['OTEL_SDK_DISABLED'] !== 'true') log.info({ endpoint, protocol }, 'OpenTelemetry is on')
   return {
     get dropped() {
       return spans?.dropped ?? 0
@@ -83,22 +90,30 @@ export async function startTelemetry(settings: Settings, env: Environment, log: 
   }
 }
 
+/** Of both signals; the collectors' usual ports. */
+function endpointOf({ protocol, endpoint }: Settings): string {
+  return endpoint ?? (protocol === 'grpc' ? 'http://localhost:4317' : 'http://localhost:4318')
+}
+
 /** Only those of the protocol that is used. An endpoint for one signal alone, which has a variable, wins. */
 async function exportersFor(
-  { protocol, endpoint }: Settings,
+  settings: Settings,
   env: Environment
 ): Promise<{ traces: SpanExporter; metrics: PushMetricExporter }> {
   const to = (signal: 'TRACES' | 'METRICS', url: string) =>
     env[`OTEL_EXPORTER_OTLP_${signal}_ENDPOINT`] ? {} : { url }
-  if (protocol === 'grpc') {
-    const url = endpoint ?? 'http://localhost:4317'
+  const endpoint = endpointOf(settings)
+  if (settings.protocol === 'grpc') {
     const [{ OTLPTraceExporter }, { OTLPMetricExporter }] = await Promise.all([
       import('@opentelemetry/exporter-trace-otlp-grpc'),
       import('@opentelemetry/exporter-metrics-otlp-grpc')
     ])
-    return { traces: new OTLPTraceExporter(to('TRACES', url)), metrics: new OTLPMetricExporter(to('METRICS', url)) }
+    return {
+      traces: new OTLPTraceExporter(to('TRACES', endpoint)),
+      metrics: new OTLPMetricExporter(to('METRICS', endpoint))
+    }
   }
-  const url = (endpoint ?? 'http://localhost:4318').replace(/\/+$/, '')
+  const url = endpoint.replace(/\/+$/, '')
   const [{ OTLPTraceExporter }, { OTLPMetricExporter }] = await Promise.all([
     import('@opentelemetry/exporter-trace-otlp-proto'),
     import('@opentelemetry/exporter-metrics-otlp-proto')
@@ -201,8 +216,9 @@ async function instrumentation() {
 /**
  * What the SDK says of itself, in our log: its words alone, because what comes with them may be a request with its headers;
  * and not more than a line a minute.
+ * @param about what they are mostly about
  */
-function diagnostics(log: Log): DiagLogger {
+function diagnostics(log: Log, about: { endpoint: string; protocol: string }): DiagLogger {
   let next = 0
   let unsaid = 0
 
@@ -213,7 +229,7 @@ function diagnostics(log: Log): DiagLogger {
       return
     }
     next = now + quiet
-    log[level]({ reason: withoutKeys(messageOf(words)).slice(0, 300), unsaid }, 'OpenTelemetry')
+    log[level]({ reason: withoutKeys(messageOf(words)).slice(0, 300), ...about, unsaid }, 'OpenTelemetry')
     unsaid = 0
   }
 

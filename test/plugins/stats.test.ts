@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import Fastify from 'fastify'
 import t, { type Test } from 'tap'
-import type { ModelGatewayOptions } from '../../app.ts'
+import modelGateway, { type ModelGatewayOptions } from '../../app.ts'
 import gateway from '../../plugins/gateway/index.ts'
 import http from '../../plugins/http/index.ts'
 import routing from '../../plugins/routing/index.ts'
@@ -85,6 +85,15 @@ t.test('totals are those of the database, the rest is of this process', async t 
   })
   t.ok(Math.abs(Date.parse(started_at) - Date.now()) < 60_000)
   t.ok(uptime_s >= 0)
+})
+
+t.test('without an administrator there is no route, and the log says so', async t => {
+  const lines: string[] = []
+  const app = Fastify({ logger: { level: 'warn', stream: { write: line => lines.push(line) } } })
+  t.teardown(() => app.close())
+  await app.register(modelGateway, { store: 'sqlite::memory:', plugins: { auth: false } })
+  t.equal((await app.inject('/api/stats')).statusCode, 404)
+  t.match(lines.join(''), /GET \/api\/stats is off: without the plugin auth/)
 })
 
 t.test('while the database is away, or does not answer, this process says what it knows', async t => {

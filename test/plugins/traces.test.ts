@@ -92,6 +92,19 @@ t.test('a call is shown with everything that its record says', async t => {
   })
   t.ok(Math.abs(Date.parse(time) - Date.now()) < 60_000)
   t.ok(duration_ms >= 0)
+  t.match(String(duration_ms), /^\d+(\.\d{1,3})?$/, 'no more places than a record has')
+})
+
+t.test('without an administrator there is no route, and the log says so', async t => {
+  const lines: string[] = []
+  const app = Fastify({ logger: { level: 'warn', stream: { write: line => lines.push(line) } } })
+  t.teardown(() => app.close())
+  await app.register(gateway)
+  await app.register(routing, {})
+  await app.register(http, {})
+  await app.register(traces)
+  t.equal((await app.inject('/api/traces')).statusCode, 404)
+  t.match(lines.join(''), /GET \/api\/traces is off: without the plugin auth/)
 })
 
 t.test('of 1,000 calls the last 200 are kept, newest first', async t => {

@@ -255,10 +255,28 @@ t.test('budgets', async t => {
     scope: 'tenant:poor',
     period: /^day:/,
     spent_usd: 0,
+    reserved_usd: 0,
     limit_usd: 0.001
   })
   t.ok(exceeded?.type === 'model.budget.exceeded' && exceeded.data.bound_usd > 0.01)
   t.equal(events.at(-1)?.type, 'model.request.complete', 'the refusal is inside the call')
+})
+
+t.test('a budget that a further attempt does not fit in says what the earlier ones hold', async t => {
+  const [up] = await upstreams(t, [failure(503)])
+  const models = {
+    test: { targets: [{ provider: 'up', model: 'upstream-model', price: { input: 1, output: 1 } }], retries: 3 }
+  }
+  const tenants = { poor: { budget: { usd: 0.001, period: 'day' as const } } }
+  const { app, events } = await watched(t, towards(up!, { models, tenants }), { pause: async () => {} })
+  await t.rejects(complete(app, { max_tokens: 400 }, { tenant: 'poor' }), { code: 'GATEWAY_UPSTREAM_OVERLOADED' })
+  const [exceeded, ...others] = events.filter(({ type }) => type === 'model.budget.exceeded')
+  t.strictSame(others, [])
+  if (exceeded?.type !== 'model.budget.exceeded') return t.fail('it was not told')
+  const { spent_usd, reserved_usd, limit_usd, bound_usd } = exceeded.data
+  t.equal(spent_usd, 0)
+  t.ok(bound_usd < limit_usd, 'alone it would fit')
+  t.ok(reserved_usd + bound_usd > limit_usd, `${reserved_usd} are held, ${bound_usd} are wanted`)
 })
 
 t.test('tenants and keys, whoever changes them', async t => {

@@ -80,7 +80,7 @@ for (const protocol of ['grpc', 'http/protobuf'] satisfies Protocol[]) {
   })
 }
 
-t.test('every span is exported or counted', async t => {
+t.test('what becomes of spans, and what is said of it', async t => {
   const made = 500
   const wave = async (receiver: Receiver, then: (telemetry: Telemetry) => unknown) => {
     const { OTEL_EXPORTER_OTLP_ENDPOINT: endpoint } = receiver.env
@@ -123,5 +123,29 @@ t.test('every span is exported or counted', async t => {
       waiting = 2 * made - telemetry.dropped - telemetry.failed
     })
     t.ok(waiting <= 150, `${waiting}: the queue, and a batch under way`)
+  })
+
+  // Here, one after the other: a process has one SDK.
+  await t.test('the log says where spans go, and what is wrong there', async t => {
+    const receiver = await startReceiver('http/protobuf')
+    t.teardown(() => receiver.close())
+    const { OTEL_EXPORTER_OTLP_ENDPOINT: endpoint } = receiver.env
+    const { promise: wrong, resolve } = Promise.withResolvers<object>()
+    const lines: object[] = []
+    const log = { ...silent, info: (fields: object, words: string) => lines.push({ ...fields, words }), error: resolve }
+    const others = { captureContent: false, maxContentLength: 0, legacyAttributes: false, instrumentation: false }
+    const settings = { endpoint, protocol: 'grpc', serviceName: 'kit', metrics: false, ...others } as const
+    const telemetry = await startTelemetry(settings, { OTEL_BSP_SCHEDULE_DELAY: '10' }, log)
+    trace.getTracer('kit').startSpan('one').end()
+    t.match(await wrong, { endpoint, protocol: 'grpc', reason: /./ }, 'gRPC is not what it speaks')
+    await telemetry.stop()
+    forgetSdk()
+    t.match(lines, [{ endpoint, protocol: 'grpc', words: 'OpenTelemetry is on' }])
+
+    const elsewhere = { OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: `${endpoint}/?token=secret`, OTEL_SDK_DISABLED: 'true' }
+    const off = await startTelemetry({ ...settings, protocol: 'http/protobuf' }, elsewhere, log)
+    await off.stop()
+    forgetSdk()
+    t.equal(lines.length, 1, 'of what is switched off it says nothing')
   })
 })

@@ -62,6 +62,17 @@ t.test('a call in process is a trace of its own', async t => {
   t.equal(upstream.requests[0]!.headers['traceparent'], `00-${facts.traceId}-${attempt.spanId}-01`)
 })
 
+t.test('in a host without an SDK calls go on, and the log says that nothing is traced', async t => {
+  const lines: string[] = []
+  const app = Fastify({ logger: { level: 'warn', stream: { write: line => lines.push(line) } } })
+  t.teardown(() => app.close())
+  await app.register(modelGateway, { store: false, providers: { echo: { type: 'echo' } }, plugins: { otel: true } })
+  await app.ready()
+  const { facts } = await app.gateway.complete({ model: 'echo/echo', messages }, app.gateway.caller())
+  t.match(facts.traceId, /^[0-9a-f]{32}$/)
+  t.match(lines.join(''), /no OpenTelemetry SDK is registered/)
+})
+
 t.test("below the host's span it is part of that", async t => {
   const { gateway, receiver } = await embedded(t)
   const facts = await trace.getTracer('host').startActiveSpan('job', async span => {
