@@ -259,7 +259,8 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       scope.addContentTypeParser(type, { parseAs: 'string', bodyLimit }, json)
     }
     const { tracing } = gateway
-    if (tracing) {
+    // Not of what anybody may ask: probes would be most of what is traced.
+    if (tracing && !options.open) {
       scope.addHook('onRequest', (request, reply, done) => {
         request[servedKey] = tracing.serve(request.raw, reply.raw, request.routeOptions.url)
         done()

@@ -492,6 +492,15 @@ test('over HTTP', async t => {
     t.equal(sdk.spans.length, 1, 'what is no route of ours has none')
   })
 
+  t.test('a probe has no span, and an answer with a trace id all the same', async t => {
+    const sdk = record(t)
+    const { app } = await stack(t, { plugins: { otel: true } })
+    for (const url of ['/health', '/ready']) t.match((await app.inject(url)).headers['x-trace-id'], hex, url)
+    t.equal(sdk.spans.length, 0)
+    await app.inject('/v1/models')
+    t.equal(sdk.spans.length, 1)
+  })
+
   t.test('a stream keeps its span to its end', async t => {
     const sdk = record(t)
     const { url, upstream } = await stack(t, { plugins: { otel: true } })
