@@ -3,11 +3,12 @@ import type { RoutingOptions } from '../../app.ts'
 import type { CallRecord } from '../../schemas/call-record.ts'
 import { Cancelled, UpstreamError } from '../../schemas/errors.ts'
 import { createEventBus, type GatewayEvent } from '../../schemas/events.ts'
+import { chunkFrames } from '../../schemas/frames.ts'
 import type { Expense } from '../../schemas/gateway.ts'
 import { newTraceId, traceIdOf } from '../../schemas/trace.ts'
-import { build, hello, stack, towards } from '../helper.ts'
-import { completion, json } from '../upstream.ts'
-import { ask, askStream, fails, host, says, scripted, watched } from './kernel.ts'
+import { hello, stack } from '../helper.ts'
+import { completion, json, turn } from '../upstream.ts'
+import { ask, askStream, chunk, fails, feed, host, reader, says, scripted, watched } from './kernel.ts'
 
 const traceparent = '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01'
 const traceId = '0af7651916cd43dd8448eb211c80319c'
@@ -125,10 +126,50 @@ test('the bus of events', async t => {
     t.equal(heard.length, 1)
   })
 
+  t.test('tells a listener of one type of nothing else', async t => {
+    const heard: string[] = []
+    const bus = createEventBus(error => t.fail(String(error)))
+    bus.on('model.request.start', event => heard.push(`${event.type} ${event.data.id}`))
+    bus.emit('tenant.deleted', { actor: 'admin', tenant: 'acme' })
+    bus.emit('model.request.start', data)
+    t.strictSame(heard, ['model.request.start req_1'])
+  })
+
+  t.test('says of a listener that fails later that it did', async t => {
+    const failures: unknown[] = []
+    const bus = createEventBus(error => failures.push(error))
+    const fault = new Error('not me')
+    bus.on(() => Promise.reject(fault))
+    bus.emit('model.request.start', data)
+    await turn()
+    t.equal(failures.length, 1)
+    t.equal(failures[0], fault)
+  })
+
+  t.test('knows one function that listens twice as two listeners', async t => {
+    let told = 0
+    const bus = createEventBus(error => t.fail(String(error)))
+    const listener = () => told++
+    const off = bus.on(listener)
+    bus.on(listener)
+    bus.emit('model.request.start', data)
+    t.equal(told, 2)
+    off()
+    bus.emit('model.request.start', data)
+    t.equal(told, 3)
+  })
+
   t.test('is one of each gateway', async t => {
-    const app = await build(t, towards({ url: 'http://127.0.0.1:9' }))
-    await app.ready()
-    t.equal(app.gateway.events.heard, false)
+    const [one, two] = [(await host(t)).gateway.events, (await host(t)).gateway.events]
+    const heard: GatewayEvent[] = []
+    one.on(event => heard.push(event))
+    t.equal(one.heard, true)
+    t.equal(two.heard, false)
+    two.on(() => {})
+    two.emit('model.request.start', data)
+    t.equal(heard.length, 0)
+    one.emit('model.request.start', data)
+    t.equal(heard.length, 1)
   })
 })
 
@@ -191,6 +232,9 @@ test('the record of a call', async t => {
     t.match(repeated, { provider: 'one', attempts: 2, retries: 1, fallbacks: 0 })
     const moved = await recordOf({ strategy: 'priority', retries: 1, targets })
     t.match(moved, { provider: 'two', attempts: 2, retries: 0, fallbacks: 1 })
+    const models = ['m', 'n'].map(model => ({ provider: 'one', model }))
+    const within = await recordOf({ strategy: 'priority', retries: 1, targets: models })
+    t.match(within, { provider: 'one', target: 'n', attempts: 2, retries: 0, fallbacks: 1 })
   })
 
   t.test('names the fault of a call that failed', async t => {
@@ -202,6 +246,23 @@ test('the record of a call', async t => {
       error: 'internal_error',
       message: 'The gateway failed.'
     })
+  })
+
+  t.test('says 200 of a stream that broke off: its status had left', async t => {
+    const up = feed(chunkFrames([chunk('one')]))
+    const { gateway, outcomes } = await watched(t, { providers: [scripted('up', up.send)] })
+    const read = reader(await gateway.complete(askStream, gateway.caller()))
+    await read.next()
+    up.fail(new UpstreamError('it broke off'))
+    await t.rejects(read.next())
+    t.match(outcomes[0]?.record, { status: 'failed', httpStatus: 200, error: 'upstream_error' })
+  })
+
+  t.test('is no place for a long story', async t => {
+    const story = 'x'.repeat(10_000)
+    const { gateway, outcomes } = await watched(t, { providers: [scripted('up', fails(new UpstreamError(story)))] })
+    await t.rejects(gateway.complete(ask, gateway.caller()))
+    t.equal(outcomes[0]?.record.message?.length, 500)
   })
 
   t.test('says 499 of a caller that left', async t => {
