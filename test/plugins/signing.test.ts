@@ -386,6 +386,7 @@ t.test('a client that leaves ends the call at its provider', async t => {
   await read.next()
   await read.return()
   t.equal((await read.next()).done, true)
+  t.equal(up.closed, 1)
   nothingLeft(t, app)
 })
 
@@ -790,6 +791,19 @@ t.test('what is no key is a fault of the configuration that shows nothing of it'
     ])
   }
   t.strictSame(faults({ privateKey: key.pem, previousKeys: [key.publicPem] }), [])
+})
+
+t.test('a receipt is of the request as it came in, whatever layers make of it', async t => {
+  const app = await host(t)
+  app.gateway.intercept('shape', (inference, next) => {
+    inference.request = { ...inference.request, temperature: 0 }
+    return next(inference)
+  })
+  await app.register(signing, { secret, receipts: { privateKey: key.pem } })
+  await app.ready()
+  const answer = await app.gateway.complete(ask, app.gateway.caller())
+  const [, claims] = String(header(answer, 'x-gateway-receipt')).split('.')
+  t.equal(JSON.parse(Buffer.from(claims!, 'base64url').toString()).request, sha256(canonical(ask)))
 })
 
 t.test('a receipt waits for a provider call that did not win', async t => {
