@@ -9,10 +9,23 @@ import modelGateway from '../../app.ts'
 import http from '../../plugins/http/index.ts'
 import metrics, { type MetricsOptions } from '../../plugins/metrics/index.ts'
 import { UpstreamError, UpstreamRateLimited, UpstreamRejected } from '../../schemas/errors.ts'
+import type { Layer } from '../../schemas/gateway.ts'
 import { build, hello, stack } from '../helper.ts'
 import { mixed } from '../long/money.ts'
 import { chunks, completion, flood, gate, json, type Script, silence, sse, turn } from '../upstream.ts'
-import { ask, askStream, fails, host, rejection, type Scripted, says, scripted, textOf, tokens } from './kernel.ts'
+import {
+  ask,
+  askStream,
+  fails,
+  host,
+  rejection,
+  type Scripted,
+  says,
+  scripted,
+  textOf,
+  tokens,
+  completion as whole
+} from './kernel.ts'
 import { parse, type Scrape, scrape } from './metrics/exposition.ts'
 import { equalsLedger } from './metrics/ledger.ts'
 import { fetched, observed } from './metrics/live.ts'
@@ -21,12 +34,16 @@ const adminToken = 'the-token-of-the-operator'
 const asAdmin = { authorization: `Bearer ${adminToken}` }
 
 /** The plugin by itself: a kernel, routing and http around it. */
-async function alone(t: Test, options: MetricsOptions & { providers?: Scripted[]; models?: object } = {}) {
-  const { providers = [scripted('up', says('one two three', tokens(7, 3)))], models, ...rest } = options
+async function alone(
+  t: Test,
+  options: MetricsOptions & { providers?: Scripted[]; models?: object; cache?: Layer } = {}
+) {
+  const { providers = [scripted('up', says('one two three', tokens(7, 3)))], models, cache, ...rest } = options
   const target = { targets: [{ provider: 'up', model: 'm' }], retries: 0 }
   const app = await host(t, { providers, routing: { models: { test: target, ...models } } })
   await app.register(http)
   await app.register(metrics, { public: true, ...rest })
+  if (cache) app.gateway.intercept('cache', cache)
   await app.ready()
   return app
 }
@@ -89,7 +106,37 @@ t.test('calls are counted by model, tenant and what became of them', async t => 
   t.equal(value('gateway_output_tokens_per_second_count', { model: 'test' }), 3)
   t.equal(value('gateway_attempts_total', { provider: 'up', outcome: 'settled' }), 3)
   t.equal(value('gateway_in_flight'), 0)
+  t.equal(value('gateway_unpriced_calls_total', { model: 'test' }), 0, 'nobody prices calls here')
   t.strictSame(labels('llm_cost_total', 'tenant'), ['acme', 'other-one'])
+})
+
+t.test('the speed of a stream is that from its first token on, of a whole answer that of the whole call', async t => {
+  const app = await alone(t, { models: { streamed: { targets: [{ provider: 'up', model: 'm' }] } } })
+  await complete(app)
+  await complete(app, { ...askStream, model: 'streamed' })
+  const { value } = await scrape(app)
+  const sum = (name: string, model: string) => value(`${name}_sum`, { model }) ?? Number.NaN
+  const whole = 3 / sum('gateway_request_duration_seconds', 'test')
+  t.ok(Math.abs(sum('gateway_output_tokens_per_second', 'test') / whole - 1) < 1e-6)
+  const took = sum('gateway_request_duration_seconds', 'streamed') - sum('gateway_first_token_seconds', 'streamed')
+  t.ok(Math.abs(sum('gateway_output_tokens_per_second', 'streamed') / (2 / took) - 1) < 1e-6, 'without the first token')
+})
+
+t.test('calls are counted by what a cache had for them, whether a provider was asked or not', async t => {
+  const states = ['miss', 'hit', 'hit', 'off'] as const
+  let call = 0
+  const app = await alone(t, {
+    cache: async (inference, next) => {
+      const state = states[call++]!
+      inference.facts.cache = state
+      return state === 'hit' ? { stream: false, raw: null, body: whole('kept') } : next(inference)
+    }
+  })
+  for (const _state of states) await complete(app)
+  const { value } = await scrape(app)
+  const counted = (cache: string) => value('gateway_cache_total', { cache })
+  t.strictSame([counted('off'), counted('miss'), counted('hit')], [1, 1, 2])
+  t.equal(value('gateway_attempts_total', { provider: 'up' }), 2)
 })
 
 t.test('with books, money and every kind of token are counted', async t => {
