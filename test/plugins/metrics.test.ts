@@ -352,6 +352,26 @@ t.test('beyond the limits names are `other`, and what was configured comes first
   t.equal(value('gateway_requests_total'), 5)
 })
 
+t.test('an alias of a new routing table has its label from the next scrape on, before what callers name', async t => {
+  const target = { targets: [{ provider: 'up', model: 'm' }], retries: 0 }
+  const routing = { passThrough: true }
+  const app = await host(t, {
+    routing: {
+      models: { test: target },
+      routing,
+      source: async () => ({ models: { test: target, added: target }, routing })
+    }
+  })
+  await app.register(http)
+  await app.register(metrics, { public: true, maxModels: 2 })
+  await app.ready()
+  t.equal((await app.gateway.reload?.())?.applied, true)
+  await fetched(app)
+  for (const model of ['up/m', 'added', 'test']) await complete(app, { model })
+  const { labels } = await scrape(app)
+  t.strictSame(labels('gateway_requests_total', 'model'), ['added', 'other', 'test'])
+})
+
 t.test('who is called `other` shares its line, and each series comes once', async t => {
   const app = await alone(t, {
     maxTenants: 1,
