@@ -94,6 +94,7 @@ t.test('the imports of a real file are seen', async t => {
   t.match(faultsOf('plugins/elsewhere.ts', source.replaceAll("'../../", "'../")), [
     'plugins/elsewhere.ts imports plugins/call.ts',
     'plugins/elsewhere.ts imports plugins/dependencies.ts',
+    'plugins/elsewhere.ts imports plugins/ending.ts',
     'plugins/elsewhere.ts imports plugins/expense.ts',
     'plugins/elsewhere.ts imports plugins/relay.ts',
     'plugins/elsewhere.ts imports plugins/running.ts'
