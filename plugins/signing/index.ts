@@ -41,6 +41,9 @@ const fewCharacters = 32
 /** Signs every answer, whole or chunk by chunk, outside of everything that may change it. */
 async function signing(app: FastifyInstance, options: SigningOptions): Promise<void> {
   const { gateway } = app
+  if (typeof options.secret !== 'string' || options.secret === '') {
+    throw new Error('The plugin signing needs the option `secret`, a text: make one with openssl rand -hex 32.')
+  }
   const mac = macOf(options.secret)
   const keyId = options.keyId ?? keyIdOf(mac)
   const macs = [mac, ...(options.previous ?? []).map(macOf)]

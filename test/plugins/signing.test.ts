@@ -484,6 +484,15 @@ t.test('a short secret is taken, and warned of without showing it', async t => {
   t.strictSame(more, [])
 })
 
+t.test('registered without a secret it failed in the words of node:crypto', async t => {
+  for (const options of [{}, { secret: undefined }, { secret: '' }, { secret: 7 }]) {
+    const app = await host(t)
+    // As JavaScript does, without the types.
+    const load = async () => void (await Reflect.apply(app.register, app, [signing, options]))
+    await t.rejects(load(), { message: /^The plugin signing needs the option `secret`/ })
+  }
+})
+
 t.test('the HMAC is that of RFC 2104, for keys and texts of any length', async t => {
   for (const key of ['', 'k', 'ü'.repeat(32), 'x'.repeat(64), 'x'.repeat(65), 'y'.repeat(1_000)]) {
     const mac = macOf(key)
