@@ -474,6 +474,18 @@ t.test('this process can verify: with the secret and with those before it', asyn
   t.equal(after.gateway.signing?.jwks, null, 'there are no receipts')
 })
 
+t.test('what cannot have been signed does not verify, where it threw', async t => {
+  const { gateway, call } = await signed(t, { providers: [scripted('up', answers('{"id":"c1","x":1e400}'))] })
+  const fresh = JSON.parse(await written(await call()))
+  t.equal(gateway.signing?.verify(fresh), true)
+  t.equal(fresh.x, null)
+  t.equal(gateway.signing?.verify({ ...fresh, x: Number.POSITIVE_INFINITY }), false, 'read from 1e400')
+  t.equal(gateway.signing?.verify({ ...fresh, x: JSON.parse('['.repeat(50_000) + ']'.repeat(50_000)) }), false)
+  const circle: Record<string, unknown> = { ...fresh }
+  t.equal(gateway.signing?.verify(Object.assign(circle, { x: circle })), false)
+  t.equal(gateway.signing?.verify({ ...fresh, x: 1n }), false)
+})
+
 t.test('a short secret is taken, and warned of without showing it', async t => {
   const lines: string[] = []
   await signed(t, { secret: 'hunter2', log: line => lines.push(line) })
