@@ -42,7 +42,7 @@ function mayImport(file: string, target: string): boolean {
   if (target.startsWith('schemas/')) return true
   // The log, and the SDK of OpenTelemetry, have to be there before app.ts loads what that may instrument.
   if (file === 'server.ts') {
-    const first = ['plugins/otel/sdk.ts', 'plugins/request-log/destination.ts', 'plugins/request-log/line.ts']
+    const first = ['plugins/otel/sdk.ts', 'plugins/request-log/logger.ts']
     return target === 'app.ts' || first.includes(target)
   }
   if (file.startsWith('plugins/')) return unitOf(file) === unitOf(target)
