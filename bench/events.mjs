@@ -3,48 +3,29 @@
 // no row for Redis.
 import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
-import Fastify from 'fastify'
 import auth from '../plugins/auth/index.ts'
 import events from '../plugins/events/index.ts'
-import gateway from '../plugins/gateway/index.ts'
 import http from '../plugins/http/index.ts'
-import routing from '../plugins/routing/index.ts'
+import { ignore, kernel, listen, round } from './kernel.mjs'
+import { median } from './table.mjs'
 
 const rounds = Number(process.argv[2] ?? 15)
 const redis = process.argv[3]
 const calls = 6_000
-const concurrency = 64
-const quiet = { error: console.error, warn() {}, info() {}, debug() {} }
+/** Milliseconds in which events are told: that is part of what they cost. */
+const rest = 150
 
-const usage = { prompt_tokens: 20, completion_tokens: 30, total_tokens: 50 }
-const message = { role: 'assistant', content: 'Hello' }
-const choices = [{ index: 0, finish_reason: 'stop', message }]
-const body = { id: 'c', object: 'chat.completion', created: 1, model: 'm', choices, usage }
-const raw = new Uint8Array(0)
-const request = { model: 'test', messages: [{ role: 'user', content: 'Hello there, how are you?' }] }
-const principal = { tenant: 'acme', key: 'k1', kind: 'key', scopes: ['chat'] }
-
-async function kernel(options) {
-  const app = Fastify()
-  await app.register(gateway, { log: quiet })
-  await app.register(routing, { models: { test: { targets: [{ provider: 'up', model: 'm' }] } } })
-  // As far away as a provider is: its answer comes with a later turn of the loop.
-  const send = () => new Promise(resolve => setImmediate(resolve, { stream: false, raw, body }))
-  app.gateway.providers.register({ name: 'up', capabilities: { dialects: [] }, send })
+async function make(options) {
+  const app = await kernel()
   // Who keeps no books reads no usage and listens to no end: that is not the cost of events.
-  app.gateway.accountWith({ open() {} })
-  app.gateway.intercept('observe', (inference, next) => {
-    inference.onSettled(ignore)
-    return next(inference)
-  })
+  app.gateway.accountWith({ open: ignore })
+  listen(app)
   await app.register(http)
   await app.register(auth, { adminToken: 'token' })
   if (options !== null) await app.register(events, options)
   await app.listen({ host: '127.0.0.1', port: 0 })
   return app
 }
-
-function ignore() {}
 
 /** Reads server-sent events in a thread of its own: what a reader takes to read is not the gateway's cost. */
 async function listenTo(app) {
@@ -63,39 +44,21 @@ async function listenTo(app) {
   return reader
 }
 
-/** Microseconds of this thread for each call. */
-async function round(app) {
-  let left = calls
-  const { gateway } = app
-  const origin = { lane: 'http' }
-  const { signal } = new AbortController()
-  async function client() {
-    while (left-- > 0) await gateway.complete(request, { id: gateway.newId(), principal, signal, origin })
-  }
-  const before = process.threadCpuUsage()
-  await Promise.all(Array.from({ length: concurrency }, client))
-  // What is told later is part of it.
-  await new Promise(resolve => setTimeout(resolve, 150))
-  const { user, system } = process.threadCpuUsage(before)
-  return (user + system) / calls
-}
-
 const rows = [
-  ['without the plugin', await kernel(null)],
-  ['nobody listens', await kernel({})],
-  ['one listener in process', await kernel({})],
-  ['one reader of server-sent events', await kernel({})]
+  ['without the plugin', await make(null)],
+  ['nobody listens', await make({})],
+  ['one listener in process', await make({})],
+  ['one reader of server-sent events', await make({})]
 ]
 rows[2][1].gateway.events.on(ignore)
 const reader = await listenTo(rows[3][1])
-if (redis !== undefined) rows.push(['Redis', await kernel({ url: redis, stream: 'bench.events' })])
+if (redis !== undefined) rows.push(['Redis', await make({ url: redis, stream: 'bench.events' })])
 
 const found = rows.map(() => [])
-for (let warm = 0; warm < 3; warm++) for (const [, app] of rows) await round(app)
+for (let warm = 0; warm < 3; warm++) for (const [, app] of rows) await round(app, calls, { rest })
 for (let count = 0; count < rounds; count++) {
-  for (let row = 0; row < rows.length; row++) found[row].push(await round(rows[row][1]))
+  for (let row = 0; row < rows.length; row++) found[row].push(await round(rows[row][1], calls, { rest }))
 }
-const median = list => list.toSorted((one, other) => one - other)[list.length >> 1]
 const base = median(found[0])
 for (let row = 0; row < rows.length; row++) {
   const [name] = rows[row]

@@ -3,39 +3,17 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import Fastify from 'fastify'
-import gateway from '../plugins/gateway/index.ts'
 import ledger from '../plugins/ledger/index.ts'
-import routing from '../plugins/routing/index.ts'
 import store from '../plugins/store/index.ts'
+import { ignore, kernel, listen, round } from './kernel.mjs'
+import { median } from './table.mjs'
 
 const rounds = Number(process.argv[2] ?? 15)
 const calls = 6_000
-const concurrency = 64
-const quiet = { error: console.error, warn() {}, info() {}, debug() {} }
 const directory = mkdtempSync(join(tmpdir(), 'gateway-bench-ledger-'))
 
-const usage = { prompt_tokens: 20, completion_tokens: 30, total_tokens: 50 }
-const message = { role: 'assistant', content: 'Hello' }
-const body = {
-  id: 'c',
-  object: 'chat.completion',
-  created: 1,
-  model: 'm',
-  choices: [{ index: 0, finish_reason: 'stop', message }],
-  usage
-}
-const raw = new Uint8Array(0)
-const request = { model: 'test', messages: [{ role: 'user', content: 'Hello there, how are you?' }] }
-const principal = { tenant: 'acme', key: 'k1', kind: 'key', scopes: ['chat'] }
-
-async function kernel(withLedger) {
-  const app = Fastify()
-  await app.register(gateway, { log: quiet })
-  await app.register(routing, { models: { test: { targets: [{ provider: 'up', model: 'm' }] } } })
-  // As far away as a provider is: its answer comes with a later turn of the loop.
-  const send = () => new Promise(resolve => setImmediate(resolve, { stream: false, raw, body }))
-  app.gateway.providers.register({ name: 'up', capabilities: { dialects: [] }, send })
+async function make(withLedger) {
+  const app = await kernel()
   if (withLedger) {
     await app.register(store, { url: `sqlite:${directory}/gateway.db` })
     const settings = {
@@ -48,44 +26,24 @@ async function kernel(withLedger) {
     await app.register(ledger, { ...settings, directory: join(directory, 'journal') })
   } else {
     // Who keeps no books reads no usage either: that is not the ledger's cost.
-    app.gateway.accountWith({ open() {} })
-    app.gateway.intercept('observe', (inference, next) => {
-      inference.onSettled(ignore)
-      return next(inference)
-    })
+    app.gateway.accountWith({ open: ignore })
+    listen(app)
   }
   await app.ready()
   return app
 }
 
-function ignore() {}
-
-/** Microseconds of this thread for each call. */
-async function round(app) {
-  let left = calls
-  const { gateway } = app
-  const origin = { lane: 'http' }
-  const { signal } = new AbortController()
-  async function client() {
-    while (left-- > 0) await gateway.complete(request, { id: gateway.newId(), principal, signal, origin })
-  }
-  const before = process.threadCpuUsage()
-  await Promise.all(Array.from({ length: concurrency }, client))
-  const { user, system } = process.threadCpuUsage(before)
-  return (user + system) / calls
-}
-
-const bare = await kernel(false)
-const kept = await kernel(true)
+const bare = await make(false)
+const kept = await make(true)
 for (let warm = 0; warm < 4; warm++) {
-  await round(bare)
-  await round(kept)
+  await round(bare, calls)
+  await round(kept, calls)
 }
 const differences = []
 const base = []
 for (let index = 0; index < rounds; index++) {
-  const without = await round(bare)
-  const withBooks = await round(kept)
+  const without = await round(bare, calls)
+  const withBooks = await round(kept, calls)
   base.push(without)
   differences.push(withBooks - without)
 }
@@ -99,7 +57,3 @@ if (wrong.length > 0 || rows !== (rounds + 4) * calls) throw new Error(`the book
 console.log(`kernel without books ${median(base).toFixed(2)} µs a call`)
 console.log(`the ledger adds      ${median(differences).toFixed(2)} µs a call of the event loop (target: under 3)`)
 console.log(`${rows} rows; the rest of the journal was folded in ${folded.toFixed(0)} ms`)
-
-function median(values) {
-  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)]
-}

@@ -17,23 +17,20 @@ import routing from '../plugins/routing/index.ts'
 import stats from '../plugins/stats.ts'
 import traces from '../plugins/traces.ts'
 import { noUsage } from '../schemas/usage.ts'
+import { ignore, listen, message, principal, quiet, round } from './kernel.mjs'
+import { median } from './table.mjs'
 
 const rounds = Number(process.argv[2] ?? 25)
 const calls = 6_000
-const concurrency = 64
-const quiet = { error: console.error, warn() {}, info() {}, debug() {} }
 const directory = mkdtempSync(join(tmpdir(), 'gateway-bench-observe-'))
 const fd = openSync(join(directory, 'gateway.log'), 'a')
 
-const message = { role: 'assistant', content: 'Hello' }
 const choices = [{ index: 0, finish_reason: 'stop', message }]
 const answer = {
   stream: false,
   raw: new Uint8Array(0),
   body: { id: 'c', object: 'chat.completion', created: 1, choices }
 }
-const request = { model: 'test', messages: [{ role: 'user', content: 'Hello there, how are you?' }] }
-const principal = { tenant: 'acme', key: '4f7k2m9q0x1z', kind: 'key', scopes: ['chat'] }
 const usage = { ...noUsage, input: 20, output: 30, source: 'reported' }
 const meter = { usage: () => usage, awaitsUsage: false }
 
@@ -50,19 +47,11 @@ function hostsLog() {
   return pino(destination({ dest: join(directory, 'host.log'), minLength: 4_096, sync: false }))
 }
 
-function ignore() {}
-
 /** What each kernel has besides: its logger, and plugins. */
 const watched = {
   'nobody watches': {},
   'the record of a call': {
-    plugins: [
-      async app =>
-        app.gateway.intercept('observe', (inference, next) => {
-          inference.onSettled(outcome => outcome.record)
-          return next(inference)
-        })
-    ]
+    plugins: [async app => listen(app, outcome => outcome.record)]
   },
   'log, to a file': { log: ourLog(), plugins: [requestLog] },
   'log, a host with pino': { log: hostsLog(), plugins: [requestLog] },
@@ -84,7 +73,7 @@ async function kernel({ log = quiet, plugins = [] }) {
     return new Promise(resolve => setImmediate(resolve, answer))
   }
   app.gateway.providers.register({ name: 'claude', capabilities: { dialects: [] }, send })
-  app.gateway.accountWith({ cost: () => 450_000, open() {} })
+  app.gateway.accountWith({ cost: () => 450_000, open: ignore })
   await app.register(http, {})
   app.gateway.decorate('authenticate', () => principal)
   const totals = () => ({ requests: 0, tokensIn: 0, tokensOut: 0, cost: 0 })
@@ -96,35 +85,18 @@ async function kernel({ log = quiet, plugins = [] }) {
     mismatches: 0
   })
   // Some plugin listens to the end of calls in every gateway.
-  app.gateway.intercept('observe', (inference, next) => {
-    inference.onSettled(ignore)
-    return next(inference)
-  })
+  listen(app)
   for (const plugin of plugins) await app.register(plugin)
   await app.ready()
   return app
 }
 
-/** Microseconds of this thread for each call. */
-async function round({ gateway }) {
-  let left = calls
-  const origin = { lane: 'http' }
-  const { signal } = new AbortController()
-  async function client() {
-    while (left-- > 0) await gateway.complete(request, { id: gateway.newId(), principal, signal, origin })
-  }
-  const before = process.threadCpuUsage()
-  await Promise.all(Array.from({ length: concurrency }, client))
-  const { user, system } = process.threadCpuUsage(before)
-  return (user + system) / calls
-}
-
 const kernels = new Map()
 for (const [name, parts] of Object.entries(watched)) kernels.set(name, await kernel(parts))
-for (let warm = 0; warm < 4; warm++) for (const app of kernels.values()) await round(app)
+for (let warm = 0; warm < 4; warm++) for (const app of kernels.values()) await round(app, calls)
 const taken = new Map(Array.from(kernels.keys(), name => [name, []]))
 for (let index = 0; index < rounds; index++) {
-  for (const [name, app] of kernels) taken.get(name).push(await round(app))
+  for (const [name, app] of kernels) taken.get(name).push(await round(app, calls))
 }
 await Promise.all(Array.from(kernels.values(), app => app.close()))
 closeSync(fd)
@@ -135,8 +107,4 @@ console.log(`${first.padEnd(24)} ${median(base).toFixed(2)} µs a call`)
 for (const [name, values] of others) {
   const added = median(values.map((value, index) => value - base[index]))
   console.log(`${name.padEnd(24)} +${added.toFixed(2)} µs a call of the event loop`)
-}
-
-function median(values) {
-  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)]
 }

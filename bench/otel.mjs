@@ -5,6 +5,7 @@
 import { fork } from 'node:child_process'
 import http2 from 'node:http2'
 import net from 'node:net'
+import { median } from './table.mjs'
 
 const quiet = { error: console.error, warn() {}, info() {}, debug() {} }
 const ways = {
@@ -190,8 +191,4 @@ async function load(port) {
       })
     })
   )
-}
-
-function median(values) {
-  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)]
 }

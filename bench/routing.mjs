@@ -4,35 +4,15 @@
 import Fastify from 'fastify'
 import gateway from '../plugins/gateway/index.ts'
 import routing from '../plugins/routing/index.ts'
+import { message, quiet, request, round, send } from './kernel.mjs'
+import { median } from './table.mjs'
 
 const rounds = Number(process.argv[2] ?? 25)
 const calls = 10_000
-const concurrency = 64
-const quiet = { error: console.error, warn() {}, info() {}, debug() {} }
 const timeouts = { connect: 5_000, headers: 60_000, firstToken: 60_000, idle: 30_000, total: 600_000 }
 
-const usage = { prompt_tokens: 20, completion_tokens: 30, total_tokens: 50 }
-const message = { role: 'assistant', content: 'Hello' }
-const body = {
-  id: 'c',
-  object: 'chat.completion',
-  created: 1,
-  model: 'm',
-  choices: [{ index: 0, finish_reason: 'stop', message }],
-  usage
-}
-const answer = { stream: false, raw: new Uint8Array(0), body }
-const request = { model: 'test', messages: [{ role: 'user', content: 'Hello there, how are you?' }] }
 const longer = { ...request, messages: [...request.messages, message, { role: 'user', content: 'And today?' }] }
-const principal = { tenant: 'acme', key: 'k1', kind: 'key', scopes: ['chat'] }
-
-const provider = {
-  name: 'up',
-  keys: 2,
-  capabilities: { dialects: [] },
-  // As far away as a provider is: its answer comes with a later turn of the loop.
-  send: () => new Promise(resolve => setImmediate(resolve, answer))
-}
+const provider = { name: 'up', keys: 2, capabilities: { dialects: [] }, send }
 
 async function routed() {
   const app = Fastify()
@@ -77,20 +57,6 @@ async function trivial() {
   return app
 }
 
-/** Microseconds of this thread for each call. */
-async function round({ gateway }, asked) {
-  let left = calls
-  const origin = { lane: 'http' }
-  const { signal } = new AbortController()
-  async function client() {
-    while (left-- > 0) await gateway.complete(asked, { id: gateway.newId(), principal, signal, origin })
-  }
-  const before = process.threadCpuUsage()
-  await Promise.all(Array.from({ length: concurrency }, client))
-  const { user, system } = process.threadCpuUsage(before)
-  return (user + system) / calls
-}
-
 const base = await trivial()
 const full = await routed()
 const cases = {
@@ -101,24 +67,20 @@ const cases = {
   'least-busy': { ...request, model: 'least-busy' }
 }
 for (let warm = 0; warm < 5; warm++) {
-  await round(base, request)
-  for (const asked of Object.values(cases)) await round(full, asked)
+  await round(base, calls)
+  for (const asked of Object.values(cases)) await round(full, calls, { asked })
 }
 const without = []
 const added = Object.fromEntries(Object.keys(cases).map(name => [name, []]))
 for (let index = 0; index < rounds; index++) {
   for (const [name, asked] of Object.entries(cases)) {
-    const kernel = await round(base, asked)
+    const kernel = await round(base, calls, { asked })
     without.push(kernel)
-    added[name].push((await round(full, asked)) - kernel)
+    added[name].push((await round(full, calls, { asked })) - kernel)
   }
 }
 await Promise.all([base.close(), full.close()])
 console.log(`trivial dispatch          ${median(without).toFixed(2)} µs a call`)
 for (const [name, values] of Object.entries(added)) {
   console.log(`${name.padEnd(25)} ${median(values).toFixed(2)} µs a call of the event loop (target: under 3)`)
-}
-
-function median(values) {
-  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)]
 }
