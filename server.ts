@@ -1,18 +1,16 @@
 #!/usr/bin/env node
 import { randomBytes } from 'node:crypto'
 import { closeSync, existsSync, mkdirSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
-import { hostname, tmpdir } from 'node:os'
+import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { parseArgs, parseEnv } from 'node:util'
 import closeWithGrace from 'close-with-grace'
 import type { FastifyInstance } from 'fastify'
 import { destination, type Logger, pino } from 'pino'
-import { logDestination } from './plugins/request-log/destination.ts'
-import { callLine, callSummary } from './plugins/request-log/line.ts'
+import { createLogger } from './plugins/request-log/logger.ts'
 import { tableOf } from './schemas/changes.ts'
 import { type Configuration, type Environment, readConfig, type Settings } from './schemas/config.ts'
 import { ConfigError } from './schemas/faults.ts'
-import type { Log } from './schemas/gateway.ts'
 import { shortHash } from './schemas/hash.ts'
 import { isLoopback } from './schemas/loopback.ts'
 import { usdText } from './schemas/money.ts'
@@ -154,7 +152,7 @@ async function start(configuration: Configuration, read: () => Promise<Configura
   const token = plugins.auth && plugins.auth.adminToken === undefined ? generateToken(terminal) : null
   const settings = token === null ? written : withAdminToken(written, token.value)
 
-  const log = await loggerFor(settings, terminal)
+  const log = await createLogger({ level: settings.log.level, fd: openLog(settings.log.destination, terminal) })
   // What instruments modules has to be there before they are loaded.
   const telemetry = await telemetryFor(settings, log)
   const [{ default: Fastify }, { default: modelGateway, serverOptions }] = await Promise.all([
@@ -208,6 +206,17 @@ function withAdminToken(settings: Settings, adminToken: string): Settings {
   return plugins.auth ? { ...settings, plugins: { ...plugins, auth: { ...plugins.auth, adminToken } } } : settings
 }
 
+/** Finds out at the start, not with the first line, that a log cannot be written. Null: a person reads it at the terminal. */
+function openLog(file: string | undefined, terminal: boolean): number | null {
+  if (file === undefined) return terminal ? null : 1
+  try {
+    mkdirSync(dirname(file), { recursive: true })
+    return openSync(file, 'a')
+  } catch (error) {
+    throw new StartError(`log.destination cannot be written: ${error instanceof Error ? error.message : error}`)
+  }
+}
+
 /** Starts OpenTelemetry where it is asked for; its packages are loaded only then. */
 async function telemetryFor({ plugins }: Settings, log: Logger) {
   if (plugins.otel === false) return undefined
@@ -252,39 +261,6 @@ async function reload({ gateway }: FastifyInstance, log: Logger): Promise<void> 
     const words = 'the configuration cannot be taken, nothing has changed'
     if (!(error instanceof ConfigError)) log.error({ err: error }, words)
     else for (const fault of error.faults) log.error({ fault }, words)
-  }
-}
-
-/** Pretty for a person, JSON lines for everybody else. */
-async function loggerFor({ log }: Settings, terminal: boolean): Promise<Logger & Log> {
-  const { level } = log
-  if (log.destination === undefined && terminal) {
-    const { default: pretty } = await import('pino-pretty')
-    const logger = pino({ level }, pretty({ ignore: 'pid,hostname', translateTime: 'HH:MM:ss.l' }))
-    return withCalls(logger, (level, record) =>
-      logger[level]({ requestId: record.id, traceId: record.traceId }, callSummary(record))
-    )
-  }
-  const fd = log.destination === undefined ? 1 : openLog(log.destination)
-  const recovered = (lines: number) => logger.warn({ lines }, 'lines of the log are lost: they could not be written')
-  const sink = logDestination({ fd, recovered })
-  process.once('exit', sink.end)
-  const logger = pino({ level }, sink)
-  const bindings = `,"pid":${process.pid},"hostname":${JSON.stringify(hostname())}`
-  return withCalls(logger, (level, record) => sink.write(callLine(level, record, bindings)))
-}
-
-function withCalls(logger: Logger, logCall: NonNullable<Log['logCall']>): Logger & Log {
-  return Object.assign(logger, { logCall })
-}
-
-/** Finds out at the start, not with the first line, that a log cannot be written. */
-function openLog(file: string): number {
-  try {
-    mkdirSync(dirname(file), { recursive: true })
-    return openSync(file, 'a')
-  } catch (error) {
-    throw new StartError(`log.destination cannot be written: ${error instanceof Error ? error.message : error}`)
   }
 }
 

@@ -66,29 +66,63 @@ function governing({ directory, upstream }) {
   }
 }
 
-const on = {
-  name: 'governed',
-  title: 'gateway, governed',
-  ready: '/health',
-  checked: true,
-  start: options =>
-    start(options, {
-      ...governing(options),
-      tenants: {
-        bench: {
-          keys: [key],
-          allowModels: ['bench'],
-          budget: { usd: plenty / 1_000, period: 'day' },
-          maxRequestUsd: 1_000,
-          maxOutputTokens: 100_000,
-          requestsPerMinute: plenty,
-          tokensPerMinute: plenty * 1_000,
-          concurrency: 100_000
-        }
-      }
-    }),
-  headers: () => ({ authorization: `Bearer ${key}` })
+const limits = {
+  requestsPerMinute: plenty,
+  tokensPerMinute: plenty * 1_000,
+  concurrency: 100_000
 }
+
+/** The governed gateway with a part of it off. `less` is laid over its plugins, `flags` are the runtime's. */
+function governed(name, title, less = {}, { flags = [], budgets = true } = {}) {
+  return {
+    name,
+    title,
+    ready: '/health',
+    start(options) {
+      const { plugins, budget, ...more } = governing(options)
+      const tenant = {
+        keys: less.auth === false ? [] : [key],
+        allowModels: ['bench'],
+        maxOutputTokens: 100_000,
+        ...(less.limits !== false && limits),
+        ...(budgets && { maxRequestUsd: 1_000, budget: { usd: plenty / 1_000, period: 'day' } })
+      }
+      const started = start(options, {
+        ...more,
+        ...(budgets && { budget }),
+        tenants: { bench: tenant },
+        plugins: { ...plugins, ...less }
+      })
+      return { ...started, args: [...flags, ...started.args] }
+    },
+    headers: () => ({ authorization: `Bearer ${key}` })
+  }
+}
+
+const on = { ...governed('governed', 'gateway, governed'), checked: true }
+
+const watching = { requestLog: false, traces: false, stats: false, metrics: false, events: false }
+const bare = {
+  ...watching,
+  otel: false,
+  rateLimit: false,
+  helmet: false,
+  limits: false,
+  idempotency: false,
+  ledger: false
+}
+
+/** What parts of the governed gateway cost: each without one of them, and with less and less. */
+export const pieces = [
+  off,
+  on,
+  governed('young', 'governed, young generation of 64 MB', {}, { flags: ['--max-semi-space-size=64'] }),
+  governed('no-otel', 'governed, without otel', { otel: false }),
+  governed('unwatched', 'governed, without otel and what watches', { otel: false, ...watching }),
+  governed('bare', 'only keys, tenants, prices, budgets', bare),
+  governed('priced', 'only keys, tenants, prices', { ...bare, budgets: false }, { budgets: false }),
+  governed('keys', 'only keys, tenants', { ...bare, budgets: false, pricing: false }, { budgets: false })
+]
 
 /**
  * The governed gateway with its database in `home`, which outlives the process. Its tenants and keys are made over HTTP:

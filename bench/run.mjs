@@ -5,7 +5,7 @@ import { cpus, loadavg, tmpdir } from 'node:os'
 import { join, relative } from 'node:path'
 import { parseArgs } from 'node:util'
 import { direct, contenders as everybody, launch, missing, relay, startUp } from './contenders.mjs'
-import { available, server } from './gateway.mjs'
+import { available, pieces, server } from './gateway.mjs'
 import { atRate, memory, perChunk, saturate, wrk } from './measure.mjs'
 import { nginx } from './nginx.mjs'
 import { cases, paced } from './payloads.mjs'
@@ -41,6 +41,7 @@ const usage = `node bench/run.mjs [options]
   --rows N         rows of the ledger in scale (${allRows}, at least ${leastRows})
   --no-portkey     without Portkey's gateway
   --relays         only the variants of the relay, beside each other
+  --pieces         what parts of the governed gateway cost: JSON 200 B, without one part or more
   --no-nginx       the Node upstream, even where there is nginx
   --no-wrk         autocannon, even where there is wrk
 `
@@ -59,7 +60,7 @@ setTimeout(() => {
 }, 35 * 60_000).unref()
 
 const upstreams = await startUpstreams()
-const who = flags.relays ? relays() : everybody(flags)
+const who = flags.relays ? relays() : flags.pieces ? [everybody(flags)[0], ...pieces] : everybody(flags)
 const lacking = new Map()
 for (const contender of who.filter(({ checked }) => checked)) {
   // A configuration that is refused shows in every row of its contender.
@@ -72,7 +73,7 @@ const begun = performance.now()
 const others = loadavg()[0]
 
 for (const one of cases.filter(wanted)) await throughput(one)
-if (!flags.relays) {
+if (!flags.relays && !flags.pieces) {
   if (flags.only.has('latency')) {
     await latency(cases.find(one => one.name === 'json-10k'))
     await firstByte(paced(10, 10))
@@ -100,6 +101,7 @@ function readFlags() {
     only: { type: 'string' },
     portkey: { type: 'boolean', default: true },
     relays: { type: 'boolean', default: false },
+    pieces: { type: 'boolean', default: false },
     nginx: { type: 'boolean', default: true },
     wrk: { type: 'boolean', default: true },
     help: { type: 'boolean', short: 'h', default: false }
@@ -125,6 +127,7 @@ function readFlags() {
 }
 
 function wanted(one) {
+  if (flags.pieces) return one.name === 'json-200'
   if (flags.quick && one.name === 'json-10k') return false
   return flags.only.has(one.stream ? 'sse' : 'json')
 }

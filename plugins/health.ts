@@ -1,7 +1,7 @@
 import { setImmediate } from 'node:timers/promises'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
-import type { HealthAnswer } from '../schemas/admin.ts'
+import type { HealthAnswer } from '../schemas/admin-answers.ts'
 import { shortHash } from '../schemas/hash.ts'
 
 /** Shares of a second and less say more of the question than of the process: until then the last figures stand. */

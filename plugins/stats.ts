@@ -1,6 +1,6 @@
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
-import type { StatsAnswer } from '../schemas/admin.ts'
+import type { StatsAnswer } from '../schemas/admin-answers.ts'
 import { usdOf } from '../schemas/money.ts'
 
 export interface StatsOptions {

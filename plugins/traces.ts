@@ -1,6 +1,7 @@
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
-import { type List, type TraceAnswer, TracesQuery } from '../schemas/admin.ts'
+import { TracesQuery } from '../schemas/admin.ts'
+import type { List, TraceAnswer } from '../schemas/admin-answers.ts'
 import { type CallRecord, recordOf } from '../schemas/call-record.ts'
 import type { Inference, Outcome } from '../schemas/gateway.ts'
 import { usdOf } from '../schemas/money.ts'

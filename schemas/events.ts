@@ -119,6 +119,31 @@ export interface EventTypes {
 
 export type EventType = keyof EventTypes
 
+/** The types above: what can be asked for without having happened. */
+export const eventTypes = [
+  'model.request.start',
+  'model.request.complete',
+  'model.streaming.start',
+  'model.attempt.start',
+  'model.attempt.complete',
+  'model.retry',
+  'model.fallback',
+  'model.budget.warning',
+  'model.budget.exceeded',
+  'routing.breaker',
+  'routing.reloaded',
+  'tenant.created',
+  'tenant.updated',
+  'tenant.deleted',
+  'key.created',
+  'key.rotated',
+  'key.revoked',
+  'gateway.events.dropped'
+] as const satisfies readonly EventType[]
+
+/** A name, or the beginning of one: `model.request.start`, `model.*`, `*`. */
+export const eventTypePattern = '^(\\*|[a-z][a-z0-9_]*(\\.[a-z0-9_]+)*(\\.\\*)?)$'
+
 /** One event. `time` in milliseconds since 1970. */
 export type GatewayEvent<Type extends EventType = EventType> = {
   readonly [Name in Type]: { readonly type: Name; readonly time: number; readonly data: EventTypes[Name] }

@@ -1,6 +1,7 @@
 import { type Static, Type } from '@sinclair/typebox'
 import { BaseUrl, Count, Credential, Flag, Secret, Url, Words } from './atoms.ts'
 import { Duration, Size, Timeout } from './duration.ts'
+import { eventTypePattern } from './events.ts'
 import { closed, type Filled, named, oneOf, preset, text, toggle } from './shape.ts'
 import { privateKeyOf, publicKeyOf } from './signing-keys.ts'
 
@@ -169,7 +170,9 @@ export const PluginOptions = closed({
       /** What may wait for a subscriber that does not read. */
       buffer: preset(Size, '1mb'),
       /** The most at a time. */
-      subscribers: preset(Count, 2_000)
+      subscribers: preset(Count, 2_000),
+      /** Types of others that `?type=` may name, or their beginnings. */
+      types: preset(Type.Array(text(eventTypePattern, 'a type of event such as agent.step, or agent.*')), [])
     }),
     true
   ),

@@ -81,6 +81,11 @@ export function oneOf<const Words extends string[]>(...words: Words): TUnion<TLi
   return Type.Union(words.map(word => Type.Literal(word)))
 }
 
+/** The same as one plain rule that says what it allows, for checks that describe no unions. */
+export function word<const Word extends string>(words: readonly Word[]) {
+  return Type.Unsafe<Word>({ type: 'string', enum: [...words], allowed: `one of ${words.join(', ')}` })
+}
+
 /** A map from names of one pattern to values; `names` says in a fault what a name may be. */
 export function named<V extends TSchema>(
   pattern: string,

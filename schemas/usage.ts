@@ -34,6 +34,18 @@ export const buckets = [
   'audioOutput'
 ] as const
 
+/** What they are called outside: in columns, in receipts. */
+export const bucketNames = {
+  input: 'input',
+  cacheRead: 'cache_read',
+  cacheWrite5m: 'cache_write_5m',
+  cacheWrite1h: 'cache_write_1h',
+  audioInput: 'audio_input',
+  output: 'output',
+  reasoning: 'reasoning',
+  audioOutput: 'audio_output'
+} as const satisfies Record<(typeof buckets)[number], string>
+
 export const noUsage: Usage = Object.freeze({
   input: 0,
   cacheRead: 0,

@@ -395,6 +395,21 @@ t.test('what was done to a stream', async t => {
   for (const [index, [name, , expected]] of cases.entries()) t.equal(verdicts[index], expected, `${name}, in Python`)
 })
 
+t.test('what is no JSON, and null, is refused as the page says', async t => {
+  for (const [text, error] of [
+    ['{', SyntaxError],
+    ['', SyntaxError],
+    ['null', TypeError]
+  ] as const) {
+    t.throws(() => verifyAnswer(text, secret), error)
+    t.throws(() => verifyStream(`data: ${text}\n\n`, secret), error)
+  }
+  for (const text of ['[]', '1', '"text"']) {
+    t.equal(verifyAnswer(text, secret), false)
+    t.equal(verifyStream(`data: ${text}\n\n`, secret), 'forged')
+  }
+})
+
 t.test('another secret, no signature, one of another form', async t => {
   const sign = await signer(t)
   const python = startPython(t)

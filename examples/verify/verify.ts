@@ -14,13 +14,13 @@ function fits(secret: string, given: unknown, text: string): boolean {
   return typeof given === 'string' && /^[0-9a-f]{64}$/.test(given) && timingSafeEqual(Buffer.from(given, 'hex'), own)
 }
 
-/** A whole answer, the text of its body. @throws SyntaxError for what is no JSON */
+/** A whole answer, the text of its body. @throws SyntaxError for what is no JSON, TypeError for null */
 export function verifyAnswer(body: string, secret: string): boolean {
   const { signature, ...answer } = JSON.parse(body)
   return fits(secret, signature, canonical(answer))
 }
 
-/** A streamed answer, the text of all its server-sent events. @throws SyntaxError as above */
+/** A streamed answer, the text of all its server-sent events. @throws as above */
 export function verifyStream(body: string, secret: string): 'valid' | 'forged' | 'truncated' {
   let [count, previous, final]: [number, unknown, unknown] = [0, '', undefined]
   for (const event of body.split('\n\n').slice(0, -1)) {

@@ -1,5 +1,6 @@
 import type { FastifyInstance } from 'fastify'
-import { type AuditAnswer, AuditQuery, type List } from '../../schemas/admin.ts'
+import { AuditQuery } from '../../schemas/admin.ts'
+import type { AuditAnswer, List } from '../../schemas/admin-answers.ts'
 import { usdOf } from '../../schemas/money.ts'
 import type { AuditRecord } from '../../schemas/store.ts'
 import type { Admin } from './index.ts'

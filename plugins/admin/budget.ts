@@ -1,5 +1,5 @@
 import type { FastifyInstance } from 'fastify'
-import type { BudgetAnswer } from '../../schemas/admin.ts'
+import type { BudgetAnswer } from '../../schemas/admin-answers.ts'
 import type { Budgets } from '../../schemas/budgets.ts'
 import { detail, InvalidRequest } from '../../schemas/errors.ts'
 import { usdOf } from '../../schemas/money.ts'

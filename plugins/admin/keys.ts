@@ -1,5 +1,6 @@
 import type { FastifyInstance } from 'fastify'
-import { type KeyAnswer, KeyCreation, KeyRotation, type List, PageQuery } from '../../schemas/admin.ts'
+import { KeyCreation, KeyRotation, PageQuery } from '../../schemas/admin.ts'
+import type { KeyAnswer, List } from '../../schemas/admin-answers.ts'
 import { detail, InvalidRequest, KeyNotFound } from '../../schemas/errors.ts'
 import type { Gateway } from '../../schemas/gateway.ts'
 import type { ApiKey, BudgetLimit, KeyOptions } from '../../schemas/tenants.ts'

@@ -1,5 +1,6 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
-import { type List, type RecordAnswer, RecordsQuery, TenantRecordsQuery } from '../../schemas/admin.ts'
+import { RecordsQuery, TenantRecordsQuery } from '../../schemas/admin.ts'
+import type { List, RecordAnswer } from '../../schemas/admin-answers.ts'
 import type { RecordFilter } from '../../schemas/ledger.ts'
 import type { Store } from '../../schemas/store.ts'
 import { type ExportFormat, exportFormats, sendExport } from './export.ts'

@@ -1,4 +1,4 @@
-import type { AttemptAnswer, KeyAnswer, RecordAnswer, TenantAnswer, UsageAnswer } from '../../schemas/admin.ts'
+import type { AttemptAnswer, KeyAnswer, RecordAnswer, TenantAnswer, UsageAnswer } from '../../schemas/admin-answers.ts'
 import type { AttemptRecord, LedgerRecord } from '../../schemas/ledger.ts'
 import { usdOf } from '../../schemas/money.ts'
 import type { ApiKey, Tenant } from '../../schemas/tenants.ts'
@@ -6,7 +6,7 @@ import { inputOf, outputOf, type Usage } from '../../schemas/usage.ts'
 import type { Spending } from './spending.ts'
 import { isoOf, isoOrNull } from './time.ts'
 
-// How the books look over HTTP: the schemas of schemas/admin.ts.
+// How the books look over HTTP: the schemas of schemas/admin-answers.ts.
 
 export function usdOrNull(nano: number | bigint | null): number | null {
   return nano === null ? null : usdOf(nano)

@@ -1,5 +1,6 @@
 import type { FastifyInstance } from 'fastify'
-import { type ReloadAnswer, ReloadQuery, type TargetAnswer, TargetsQuery } from '../../schemas/admin.ts'
+import { ReloadQuery, TargetsQuery } from '../../schemas/admin.ts'
+import type { ReloadAnswer, TargetAnswer } from '../../schemas/admin-answers.ts'
 import { detail, InvalidRequest, withoutKeys } from '../../schemas/errors.ts'
 import { ConfigError } from '../../schemas/faults.ts'
 import type { Gateway } from '../../schemas/gateway.ts'

@@ -1,5 +1,6 @@
 import type { FastifyInstance } from 'fastify'
-import { type List, PageQuery, type TenantAnswer, TenantChange, TenantCreation } from '../../schemas/admin.ts'
+import { PageQuery, TenantChange, TenantCreation } from '../../schemas/admin.ts'
+import type { List, TenantAnswer } from '../../schemas/admin-answers.ts'
 import { tenantName } from '../../schemas/atoms.ts'
 import { detail, InvalidRequest, TenantNotFound } from '../../schemas/errors.ts'
 import type { Gateway } from '../../schemas/gateway.ts'

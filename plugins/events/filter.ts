@@ -1,5 +1,6 @@
 import { tenantName } from '../../schemas/atoms.ts'
 import { detail, InvalidRequest } from '../../schemas/errors.ts'
+import { eventTypePattern, eventTypes } from '../../schemas/events.ts'
 import { type Item, idPattern, tenantOf } from './item.ts'
 
 /** What a subscriber asks for. */
@@ -18,16 +19,32 @@ export interface Filter {
 
 const known: ReadonlySet<string> = new Set(['type', 'tenant', 'lastEventId', 'ticket'])
 const named = new RegExp(tenantName)
-/** A name, or the beginning of one: `model.request.start`, `model.*`, `*`. */
-const typePattern = /^(\*|[a-z][a-z0-9_]*(\.[a-z0-9_]+)*(\.\*)?)$/
+const typePattern = new RegExp(eventTypePattern)
 const mostNames = 32
 
-/** Reads the query of GET /events. @param last the header `last-event-id`, which is newer than the URL @throws InvalidRequest */
-export function wishOf(query: Readonly<Record<string, unknown>>, last: string | undefined): Wish {
+/**
+ * Reads the query of GET /events.
+ * @param last the header `last-event-id`, which is newer than the URL
+ * @param further types that there are beside those of the gateway, or their beginnings
+ * @throws InvalidRequest
+ */
+export function wishOf(
+  query: Readonly<Record<string, unknown>>,
+  last: string | undefined,
+  further: readonly string[]
+): Wish {
   for (const name of Object.keys(query)) {
     if (!known.has(name)) throw wrong(name.slice(0, 64), `is no parameter: ${[...known].join(', ')} are.`)
   }
   const types = namesOf(query, 'type', typePattern, 'a list of types such as model.request.complete,key.*')
+  const there = [...eventTypes, ...further]
+  for (const type of types) {
+    if (there.some(one => meet(type, one))) continue
+    throw wrong(
+      'type',
+      `names ${type}, which does not exist. There are ${there.join(', ')}; model.* stands for a family.`
+    )
+  }
   const tenants = namesOf(query, 'tenant', named, 'a list of tenants')
   return { filter: filterOf(types, tenants), after: afterOf(last || query['lastEventId']) }
 }
@@ -40,6 +57,12 @@ function namesOf(query: Readonly<Record<string, unknown>>, name: string, pattern
   if (names.length > mostNames) throw wrong(name, `names at most ${mostNames}.`)
   if (!names.every(one => pattern.test(one))) throw wrong(name, `must be ${form}.`)
   return names
+}
+
+/** Whether two names, or beginnings of names, can mean the same event. */
+function meet(one: string, other: string): boolean {
+  if (one.endsWith('*') && other.startsWith(one.slice(0, -1))) return true
+  return one === other || (other.endsWith('*') && one.startsWith(other.slice(0, -1)))
 }
 
 function afterOf(value: unknown): string | null {

@@ -28,6 +28,8 @@ export interface EventsOptions {
   subscribers?: number
   /** Events that wait for Redis at most. Default 10,000. */
   waiting?: number
+  /** Types of others that `?type=` may name, or their beginnings (`agent.*`). Default none. */
+  types?: readonly string[]
   /** Milliseconds since 1970. Given by tests. */
   now?: () => number
 }
@@ -43,7 +45,7 @@ const firstAnswer = 1_000
 async function events(app: FastifyInstance, options: EventsOptions): Promise<void> {
   const { gateway } = app
   const { url, stream = 'agent.events', maxLength = 10_000, kept = 1_000, buffer = 1_048_576 } = options
-  const { subscribers: most = 2_000, waiting = 10_000, now = Date.now } = options
+  const { subscribers: most = 2_000, waiting = 10_000, types = [], now = Date.now } = options
   const shared = gateway.optional('shared', 'events')
   const { events: bus, log } = gateway
   const hub = createHub(() => source, {
@@ -97,7 +99,7 @@ async function events(app: FastifyInstance, options: EventsOptions): Promise<voi
     log.warn({}, 'GET /events is off: without the plugin auth anybody would be the administrator')
     return
   }
-  eventRoutes(app, { hub, tickets: createTickets(shared, now), most, now })
+  eventRoutes(app, { hub, tickets: createTickets(shared, now), types, most, now })
 }
 
 /** Keeps nothing to be sent later. A connection of its own: what waits for a stream must not hold up budgets. */

@@ -13,6 +13,8 @@ import { webSocketSink } from './websocket.ts'
 export interface RoutesOptions {
   readonly hub: Hub
   readonly tickets: Tickets
+  /** Types that may be asked for beside those of the gateway. */
+  readonly types: readonly string[]
   /** The most subscribers at a time. */
   readonly most: number
   /** Milliseconds since 1970. */
@@ -28,7 +30,7 @@ const farewell = 500
 const longestMessage = 1_024
 
 /** GET /events and POST /events/ticket, for administrators. */
-export function eventRoutes(app: FastifyInstance, { hub, tickets, most, now }: RoutesOptions): void {
+export function eventRoutes(app: FastifyInstance, { hub, tickets, types, most, now }: RoutesOptions): void {
   const { gateway } = app
   const peers = new WebSocketServer({
     noServer: true,
@@ -42,7 +44,7 @@ export function eventRoutes(app: FastifyInstance, { hub, tickets, most, now }: R
   function admitted(request: FastifyRequest<{ Querystring: Query }>): { wish: Wish; reader: Reader } {
     if (closing) throw new ShuttingDown()
     const last = request.headers['last-event-id']
-    const wish = wishOf(request.query, typeof last === 'string' ? last : undefined)
+    const wish = wishOf(request.query, typeof last === 'string' ? last : undefined, types)
     if (hub.size >= most) {
       throw new RateLimitExceeded(`Events are read by ${most} subscribers already. Try again when one has left.`)
     }

@@ -1,6 +1,5 @@
-import { type CallRecord, recordOf } from '../../schemas/call-record.ts'
 import type { ChatRequest } from '../../schemas/chat.ts'
-import { Cancelled, type GatewayError, InternalError, UpstreamTimeout } from '../../schemas/errors.ts'
+import { Cancelled, type GatewayError, UpstreamTimeout } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
 import type {
   Admission,
@@ -17,10 +16,9 @@ import type {
 import { type RequestSize, sizeOf } from '../../schemas/tokens.ts'
 import { newTraceId, traceIdOf } from '../../schemas/trace.ts'
 import { type Usage, usageOf } from '../../schemas/usage.ts'
+import { Ending, type Settled, tell, whenSettled } from './ending.ts'
 import { type Books, Entry } from './expense.ts'
 import type { Linked } from './running.ts'
-
-type Settled = (outcome: Outcome, inference: Inference) => unknown
 
 /** Node turns a longer timer into one of a millisecond. */
 const longestTimer = 2 ** 31 - 1
@@ -175,7 +173,7 @@ export class Call implements Inference, Linked<Call> {
 
   onSettled(listener: Settled): void {
     if (this.#outcome !== null) {
-      void this.#notify([listener], this.#outcome, 0)
+      void tell([listener], this.#outcome, this, this.#host)
       return
     }
     this.#settledListeners ??= []
@@ -314,7 +312,7 @@ export class Call implements Inference, Linked<Call> {
     const dropped = this.#closeBooks(error)
     // Layers may have dropped a stream that nobody will ever read: what is still open upstream ends with the call.
     if (status !== 'completed' || dropped || this.facts.attempts > 1) this.#controller.abort(error ?? new Cancelled())
-    if (this.#settledListeners !== null) this.#settling = this.#notify(this.#settledListeners, this.#outcome, 0)
+    if (this.#settledListeners !== null) this.#settling = tell(this.#settledListeners, this.#outcome, this, this.#host)
     if (this.#settling === undefined) this.#host.ended(this)
     else this.#settling = this.#settling.then(() => this.#host.ended(this))
     return this.#settling
@@ -347,71 +345,12 @@ export class Call implements Inference, Linked<Call> {
       meter?.ended?.(entry)
     }
   }
-
-  #notify(listeners: Settled[], outcome: Outcome, from: number): Promise<void> | undefined {
-    for (let index = from; index < listeners.length; index++) {
-      try {
-        const told = listeners[index]!(outcome, this)
-        if (isThenable(told)) return this.#goOn(told, listeners, outcome, index + 1)
-      } catch (error) {
-        this.#host.failed(error, this)
-      }
-    }
-    return undefined
-  }
-
-  async #goOn(told: PromiseLike<unknown>, listeners: Settled[], outcome: Outcome, next: number): Promise<void> {
-    try {
-      await told
-    } catch (error) {
-      this.#host.failed(error, this)
-    }
-    await this.#notify(listeners, outcome, next)
-  }
-}
-
-/** How a call ended. A class, so that its record is made only where somebody reads it, and once. */
-class Ending implements Outcome {
-  readonly status: Outcome['status']
-  readonly error: Error | null
-  readonly duration: number
-  readonly departed: boolean
-  #call: Call
-  #record: CallRecord | null = null
-
-  constructor(call: Call, status: Outcome['status'], error: Error | null) {
-    this.#call = call
-    this.status = status
-    this.error = error
-    this.duration = performance.now() - call.started
-    this.departed = call.departed
-  }
-
-  get record(): CallRecord {
-    this.#record ??= recordOf(this.#call, this)
-    return this.#record
-  }
 }
 
 /** The lower of two caps, of which either may be none. */
 function lower(one: number | null, other: number | null): number | null {
   if (one === null) return other
   return other === null ? one : Math.min(one, other)
-}
-
-function isThenable(value: unknown): value is PromiseLike<unknown> {
-  return typeof value === 'object' && value !== null && 'then' in value
-}
-
-/** Listeners get an Error whatever a layer threw; the caller gets what was thrown. */
-export function asError(thrown: unknown): Error {
-  return thrown instanceof Error ? thrown : new InternalError({ cause: thrown })
-}
-
-/** Goes on at once where nobody listened to the end of a call. */
-export function whenSettled(settled: Promise<void> | undefined, goOn: () => void): void {
-  if (settled === undefined) goOn()
-  else settled.then(goOn)
 }
 
 function expire(call: Call, total: number): void {

@@ -22,8 +22,9 @@ import {
   stages
 } from '../../schemas/gateway.ts'
 import type { AttemptLayer, Send } from '../../schemas/provider.ts'
-import { asError, Call, type Host, whenSettled } from './call.ts'
+import { Call, type Host } from './call.ts'
 import { createDependencies } from './dependencies.ts'
+import { asError, whenSettled } from './ending.ts'
 import type { Books } from './expense.ts'
 import { Relay } from './relay.ts'
 import { createRunning } from './running.ts'

@@ -1,6 +1,7 @@
 import { Cancelled } from '../../schemas/errors.ts'
 import type { Frames } from '../../schemas/frames.ts'
-import { asError, type Call } from './call.ts'
+import type { Call } from './call.ts'
+import { asError } from './ending.ts'
 
 type Read = IteratorResult<Frames, undefined>
 

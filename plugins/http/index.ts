@@ -1,41 +1,22 @@
-import type { IncomingMessage } from 'node:http'
-import type { Socket } from 'node:net'
 import { Ajv } from 'ajv'
-import type {
-  FastifyBodyParser,
-  FastifyInstance,
-  FastifyReply,
-  FastifyRequest,
-  onErrorHookHandler,
-  onRequestHookHandler
-} from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest, onErrorHookHandler, onRequestHookHandler } from 'fastify'
 import fp from 'fastify-plugin'
-import {
-  errorBody,
-  type GatewayError,
-  InvalidApiKey,
-  MissingScope,
-  ResourceNotFound,
-  TenantDisabled,
-  withoutKeys
-} from '../../schemas/errors.ts'
+import { errorBody, type GatewayError, ResourceNotFound, withoutKeys } from '../../schemas/errors.ts'
 import type { Caller, Principal, TraceParent } from '../../schemas/gateway.ts'
-import type { Scope } from '../../schemas/tenants.ts'
 import { newTraceId, type Served, traceIdOf } from '../../schemas/trace.ts'
 import { toGatewayError } from './errors.ts'
+import { type Guard, guard, principalKey, principalOf } from './guard.ts'
+import { jsonParser, serialize } from './json.ts'
+import { linger } from './linger.ts'
 import { cutKey, cutting, mending } from './long.ts'
 import { validatorCompiler } from './validate.ts'
 
-const principalKey = Symbol('gateway.principal')
 const idKey = Symbol('gateway.id')
 const traceKey = Symbol('gateway.trace')
 const servedKey = Symbol('gateway.served')
-/** How long a client may go on sending a body that has been refused, in milliseconds. */
-const patience = 1_000
 
 declare module 'fastify' {
   interface FastifyRequest {
-    [principalKey]: Principal | null
     [idKey]: string | null
     [traceKey]: string | null
     [servedKey]: Served | null
@@ -98,22 +79,16 @@ export interface Http {
   readonly bodyLimit: number
 }
 
-export interface Prepare {
+export interface Prepare extends Guard {
   /** No authentication. */
   open: boolean
   fixed?: boolean
-  /** What the credential must allow; with `admin` its tenant must also be switched on, which calls are asked later. */
-  scope?: Scope
-  /** Another way to say who asks, before the headers are looked at; null: this request does not go it. @throws InvalidApiKey */
-  ticket?(request: FastifyRequest): Principal | Promise<Principal> | null
 }
 
 export interface HttpOptions {
   /** Bytes. Default 10 MiB. */
   bodyLimit?: number
 }
-
-const everybody: Principal = { tenant: 'public', key: null, kind: 'anonymous', scopes: ['chat'] }
 
 async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<void> {
   const { gateway } = app
@@ -277,84 +252,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       scope.addHook('onRequest', hook)
       if (failed) scope.addHook('onError', failed)
     }
-    scope.addHook('onRequest', (request, _reply, done) => {
-      if (!gateway.authenticate) return done()
-      if (isTwofold(request.raw)) throw new InvalidApiKey('This request carries two different credentials.')
-      const principal = options.ticket?.(request) ?? gateway.authenticate({ headers: request.headers })
-      if (!(principal instanceof Promise)) {
-        request[principalKey] = admitted(principal, options.scope)
-        return done()
-      }
-      principal
-        .then(found => {
-          request[principalKey] = admitted(found, options.scope)
-        })
-        .then(() => done(), done)
-    })
-    if (options.scope !== 'admin') return
-    scope.addHook('onRequest', async request => {
-      const { kind, tenant } = principalOf(request)
-      if (kind === 'key' && (await gateway.tenants?.find(tenant))?.active === false) throw new TenantDisabled(tenant)
-    })
-  }
-}
-
-function principalOf(request: FastifyRequest): Principal {
-  return request[principalKey] ?? everybody
-}
-
-/** @throws InvalidApiKey, MissingScope */
-function admitted(principal: Principal, scope: Scope | undefined): Principal {
-  if (scope === undefined) return principal
-  if (principal.kind === 'anonymous') throw new InvalidApiKey('Send an admin token: Authorization: Bearer <token>.')
-  if (!principal.scopes.includes(scope)) throw new MissingScope(scope)
-  return principal
-}
-
-/** Node keeps the first of several Authorization headers; a proxy before us may have looked at another one. */
-function isTwofold(request: IncomingMessage): boolean {
-  const { authorization } = request.headers
-  if (authorization === undefined) return false
-  const raw = request.rawHeaders
-  return raw.some((name, index) => index % 2 === 0 && isCredential(name) && raw[index + 1] !== authorization)
-}
-
-function isCredential(name: string): boolean {
-  return name.length === 13 && name.toLowerCase() === 'authorization'
-}
-
-function serialize(payload: unknown): string {
-  return JSON.stringify(payload)
-}
-
-/** A name that may be refused, as written; an escape may spell it too, and always begins with \u00. */
-const forbidden = /"(?:__proto__|constructor)"/
-
-/** Looks closely only at bodies that could hold a forbidden key: the careful parser takes twice as long as JSON.parse. */
-function jsonParser(careful: FastifyBodyParser<string>): FastifyBodyParser<string> {
-  return (request, body, done) => {
-    if (body === '' || forbidden.test(body) || body.includes('\\u00')) {
-      return careful(request, body, done)
-    }
-    let parsed: unknown
-    try {
-      parsed = JSON.parse(body)
-    } catch {
-      return careful(request, body, done)
-    }
-    done(null, parsed)
-  }
-}
-
-/**
- * The answer closes the connection while the client still sends. To close with bytes unread would be a reset, which may
- * overtake the answer: so what comes is thrown away for a moment longer.
- */
-function linger(socket: Socket): void {
-  socket.destroySoon = () => {
-    socket.end()
-    const timer = setTimeout(() => socket.destroy(), patience)
-    socket.once('close', () => clearTimeout(timer))
+    guard(scope, gateway, options)
   }
 }
 

@@ -3,15 +3,18 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
-import { codeOf, endingOf, namesOf } from '../../schemas/call-record.ts'
+import { endingOf, namesOf } from '../../schemas/call-record.ts'
 import { LedgerUnavailable, withoutKeys } from '../../schemas/errors.ts'
 import type { Expense, Inference, Outcome } from '../../schemas/gateway.ts'
-import { type AttemptOpen, encodeAttempt, encodeOpen, encodeSettle } from '../../schemas/journal.ts'
-import type { Balance, Totals } from '../../schemas/ledger.ts'
+import { encodeAttempt, encodeOpen, encodeSettle } from '../../schemas/journal.ts'
 import type { Store } from '../../schemas/store.ts'
-import { inputOf, noUsage, outputOf } from '../../schemas/usage.ts'
-import { createRecents, Entry, type RecentAttempt } from './recents.ts'
-import { createWriter } from './writer.ts'
+import { inputOf, outputOf } from '../../schemas/usage.ts'
+import { attemptOf, endOf, fill, recentOf } from './attempt.ts'
+import { createJournal } from './journal.ts'
+import { createMismatches } from './mismatches.ts'
+import { createRecents, Entry } from './recents.ts'
+import { everything, nothing, totalsOf } from './totals.ts'
+import type { createWriter } from './writer.ts'
 
 export interface LedgerOptions {
   /** When a line counts as written: in the file, on the disk, or in the database. */
@@ -41,19 +44,11 @@ const defaults = {
   lease: 10_000
 } as const satisfies LedgerOptions
 
-/** Output that is likely where nobody has capped it, per choice. */
-const likelyOutput = 1_000
 const longestUser = 512
 const longestTags = 16_384
 /** Longer ones are only in the store. */
 const longestRecentTags = 1_024
-const everything = [{ scope: 'gateway', period: 'total' }]
-const nothing = { requests: 0, running: 0, tokensIn: 0, tokensOut: 0, cost: 0 }
-const rotateAt = 64 * 1_048_576
 const retainEvery = 3_600_000
-/** How long the end of an answer waits for the database with `durability: store`, and the end of the process for the fold. */
-const commitPatience = 5_000
-const mismatchLogEvery = 10_000
 
 /** Writes every provider call down: before it is sent, and when the call it belongs to has ended. */
 async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void> {
@@ -70,62 +65,16 @@ async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void>
   })
   const [before] = await store.ledger.balances(everything)
   const counts = { ...nothing }
+  const mismatches = createMismatches(log)
+  const { writer, close } = createJournal({ store, path, durability: options.durability, write: options.write, log })
   let calls = 0
-  let mismatches = 0
-  let mismatchesTold = 0
-  let toldAt = 0
-  let rotateAfter = rotateAt
-  let rotating: Promise<void> | null = null
-  let closed = false
-
-  const writer = createWriter({
-    path,
-    sync: options.durability === 'power',
-    commit: options.durability === 'store' ? commit : null,
-    write: options.write,
-    grown(size) {
-      store.ledger.grown()
-      if (size > rotateAfter && rotating === null && !closed) rotating = rotate(size)
-    },
-    fault(reason) {
-      if (reason === null) log.info({}, 'the journal can be written again')
-      else log.error({ reason }, 'the journal cannot be written: new calls are refused')
-    },
-    refusal: id =>
-      encodeSettle({
-        id,
-        status: 'failed',
-        httpStatus: 503,
-        errorCode: 'ledger_unavailable',
-        duration: 0,
-        firstToken: null,
-        attempts: []
-      })
-  })
-
-  async function rotate(size: number): Promise<void> {
-    try {
-      const next = await store.ledger.rotate()
-      if (!closed) writer.moveTo(next.path)
-      rotateAfter = rotateAt
-    } catch (error) {
-      rotateAfter = size + rotateAt / 8
-      log.warn({ err: error }, 'the journal could not be rotated: it goes on in the same file')
-    }
-    rotating = null
-  }
-
-  /** The database has everything that is in the file. */
-  async function commit(): Promise<void> {
-    await within(commitPatience, store.ledger.folded())
-  }
 
   function open(expense: Expense): Promise<void> {
     if (options.durability === 'store' && !store.state.ok) {
       throw new LedgerUnavailable(store.state.reason ?? 'the database is away')
     }
     const { inference, number } = expense
-    const attempt = attemptOf(expense)
+    const attempt = attemptOf(expense, gateway.pricing)
     const recent = recentOf(attempt)
     if (number > 1 && inference.entry instanceof Entry) {
       const { attempts, line } = inference.entry
@@ -172,22 +121,6 @@ async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void>
     return written
   }
 
-  /** What an attempt is likely to use, for the limits and for the case that nobody lives to say how it ended. */
-  function attemptOf({ inference, target, number }: Expense): AttemptOpen {
-    const { pricing } = gateway
-    const input = inference.size.estimate
-    const output = (inference.maxOutputTokens ?? likelyOutput) * (inference.request.n ?? 1)
-    return {
-      number,
-      provider: target.provider.name,
-      model: withoutKeys(target.model),
-      priceVersion: pricing?.of(target)?.version ?? null,
-      input,
-      output,
-      cost: pricing?.estimate(target, input, output) ?? null
-    }
-  }
-
   /** One function for all calls: it is given everything. */
   function settle(outcome: Outcome, inference: Inference): Promise<void> | undefined {
     const { entry, expenses } = inference
@@ -206,7 +139,7 @@ async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void>
       counts.tokensIn += inputOf(usage)
       counts.tokensOut += outputOf(usage)
       counts.cost += expense.cost ?? 0
-      if (usage.mismatch) mismatch(inference)
+      if (usage.mismatch) mismatches.count(inference)
     }
     entry.status = status
     entry.httpStatus = httpStatus
@@ -233,17 +166,6 @@ async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void>
     log.debug({ ...namesOf(inference), code }, 'a call ended before its first provider call')
   }
 
-  function mismatch(inference: Inference): void {
-    mismatches++
-    const now = performance.now()
-    if (toldAt !== 0 && now - toldAt < mismatchLogEvery) return
-    const provider = inference.facts.target?.provider.name
-    const reports = mismatches - mismatchesTold
-    log.warn({ ...namesOf(inference), provider, reports }, 'a usage report contradicts itself')
-    mismatchesTold = mismatches
-    toldAt = now
-  }
-
   function retain(): void {
     store.ledger.retain(Date.now() - options.retention).then(
       rows => rows > 0 && log.info({ rows }, 'rows of the ledger have reached their age and are gone'),
@@ -266,7 +188,7 @@ async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void>
     },
     refused,
     get mismatches() {
-      return mismatches
+      return mismatches.counted
     }
   })
   gateway.dependency('ledger', () => {
@@ -282,31 +204,13 @@ async function ledger(app: FastifyInstance, given: LedgerOptions): Promise<void>
   })
   app.addHook('onClose', async () => {
     if (timer !== null) clearInterval(timer)
-    closed = true
-    await rotating
-    await writer.close()
-    try {
-      await within(commitPatience, store.ledger.folded())
-    } catch (error) {
-      log.warn({ err: error }, 'the journal could not be folded to its end: the next start does it')
-    }
+    await close()
   })
 }
 
 function storeOf(store: Store | undefined): Store {
   if (store === undefined) throw new Error('The plugin ledger needs the plugin store: register it before.')
   return store
-}
-
-/** What the database says, and what has to be added to it. */
-function totalsOf(balance: Balance | undefined, counts: typeof nothing): Totals {
-  const cost = BigInt(counts.cost) + (balance?.spent ?? 0n)
-  return {
-    requests: (balance?.requests ?? 0) + counts.requests + counts.running,
-    tokensIn: Number(balance?.tokensIn ?? 0n) + counts.tokensIn,
-    tokensOut: Number(balance?.tokensOut ?? 0n) + counts.tokensOut,
-    cost: cost <= Number.MAX_SAFE_INTEGER ? Number(cost) : cost
-  }
 }
 
 function aboutCall({ request, principal, origin, facts }: Inference) {
@@ -321,49 +225,6 @@ function tagsOf(metadata: Readonly<Record<string, unknown>> | null | undefined):
     return text.length <= longestTags ? text : null
   } catch {
     return null
-  }
-}
-
-function recentOf({ number, provider, model, priceVersion }: AttemptOpen): RecentAttempt {
-  return {
-    number,
-    provider,
-    model,
-    status: 'open',
-    errorCode: null,
-    duration: 0,
-    firstToken: null,
-    cost: null,
-    priceVersion,
-    usage: noUsage
-  }
-}
-
-/** How the attempt before this one ended; `open` where it still runs. */
-function endOf({ expenses }: Inference, attempt: RecentAttempt | undefined, number: number): RecentAttempt {
-  const expense = expenses[number - 2]
-  if (attempt === undefined || expense === undefined) throw new Error('An attempt follows one that nobody opened.')
-  fill(attempt, expense)
-  return attempt
-}
-
-function fill(attempt: RecentAttempt, expense: Expense): void {
-  attempt.status = expense.status
-  attempt.errorCode = expense.error === null ? null : codeOf(expense.error)
-  attempt.duration = expense.duration ?? 0
-  attempt.firstToken = expense.firstToken
-  attempt.cost = expense.cost
-  attempt.usage = expense.usage
-}
-
-/** @throws Error when it takes longer */
-async function within(patience: number, work: Promise<void>): Promise<void> {
-  const late = Promise.withResolvers<void>()
-  const timer = setTimeout(() => late.reject(new Error('the database does not answer in time')), patience)
-  try {
-    await Promise.race([work, late.promise])
-  } finally {
-    clearTimeout(timer)
   }
 }
 

@@ -1,9 +1,9 @@
 import { hash, timingSafeEqual } from 'node:crypto'
 import type { FastifyInstance } from 'fastify'
 import fp from 'fastify-plugin'
+import { canonical } from '../../schemas/canonical.ts'
 import type { Inference, Log } from '../../schemas/gateway.ts'
 import { type Mac, macOf } from './mac.ts'
-import { plainOf } from './plain.ts'
 import { createReceipts, type Receipt, type ReceiptOptions, type Receipts } from './receipt.ts'
 import { SignedStream } from './stream.ts'
 import { SignedWhole } from './whole.ts'
@@ -41,6 +41,9 @@ const fewCharacters = 32
 /** Signs every answer, whole or chunk by chunk, outside of everything that may change it. */
 async function signing(app: FastifyInstance, options: SigningOptions): Promise<void> {
   const { gateway } = app
+  if (typeof options.secret !== 'string' || options.secret === '') {
+    throw new Error('The plugin signing needs the option `secret`, a text: make one with openssl rand -hex 32.')
+  }
   const mac = macOf(options.secret)
   const keyId = options.keyId ?? keyIdOf(mac)
   const macs = [mac, ...(options.previous ?? []).map(macOf)]
@@ -93,13 +96,24 @@ function warnOf(secret: string, log: Log): void {
 }
 
 function verify(answer: object, macs: readonly Mac[]): boolean {
-  if (!('signature' in answer) || typeof answer.signature !== 'string') return false
-  const given = Buffer.from(answer.signature)
-  const { text } = plainOf(answer, ['signature'])
+  const { signature, ...rest }: { signature?: unknown } = answer
+  if (typeof signature !== 'string') return false
+  const text = canonicalOrNull(rest)
+  if (text === null) return false
+  const given = Buffer.from(signature)
   return macs.some(mac => {
     const expected = Buffer.from(mac(text))
     return given.length === expected.length && timingSafeEqual(given, expected)
   })
+}
+
+/** Null: it has no canonical form, so nobody has signed it. It is nested too deeply, say, or holds an infinite number. */
+function canonicalOrNull(value: object): string | null {
+  try {
+    return canonical(value)
+  } catch {
+    return null
+  }
 }
 
 export default fp(signing, { fastify: '5.x', name: 'signing', dependencies: ['gateway'] })

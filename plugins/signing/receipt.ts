@@ -6,7 +6,7 @@ import type { Gateway, Inference } from '../../schemas/gateway.ts'
 import { sumOf } from '../../schemas/ledger.ts'
 import { usdText } from '../../schemas/money.ts'
 import { privateKeyOf, publicKeyOf } from '../../schemas/signing-keys.ts'
-import { buckets, inputOf, outputOf, type Usage } from '../../schemas/usage.ts'
+import { bucketNames, buckets, inputOf, outputOf, type Usage } from '../../schemas/usage.ts'
 
 export interface ReceiptOptions {
   /** Ed25519, as PEM or as a JWK. */
@@ -126,17 +126,6 @@ export class Receipt {
     return `${signed}.${sign(null, Buffer.from(signed), key).toString('base64url')}`
   }
 }
-
-const bucketNames = {
-  input: 'input',
-  cacheRead: 'cache_read',
-  cacheWrite5m: 'cache_write_5m',
-  cacheWrite1h: 'cache_write_1h',
-  audioInput: 'audio_input',
-  output: 'output',
-  reasoning: 'reasoning',
-  audioOutput: 'audio_output'
-} as const satisfies Record<(typeof buckets)[number], string>
 
 /** Every provider call has to have ended, at a known price: the same as the answer's `x-gateway-cost-usd`. */
 function costOf({ expenses }: Inference): number | null {

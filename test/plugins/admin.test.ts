@@ -2,7 +2,14 @@ import { once } from 'node:events'
 import { request } from 'node:http'
 import t from 'tap'
 import { csvCell } from '../../plugins/admin/csv.ts'
-import { AuditAnswer, BudgetAnswer, KeyAnswer, ListAnswer, RecordAnswer, TenantAnswer } from '../../schemas/admin.ts'
+import {
+  AuditAnswer,
+  BudgetAnswer,
+  KeyAnswer,
+  ListAnswer,
+  RecordAnswer,
+  TenantAnswer
+} from '../../schemas/admin-answers.ts'
 import { StoreUnavailable } from '../../schemas/errors.ts'
 import { tenantDefaults } from '../../schemas/tenants.ts'
 import { books, fits, host, key, now, record, tenant, token } from './admin/fakes.ts'

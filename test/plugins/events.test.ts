@@ -7,7 +7,7 @@ import { createHub, type Sink } from '../../plugins/events/hub.ts'
 import { bytesOf, isAfter, itemOf } from '../../plugins/events/item.ts'
 import { createRing } from '../../plugins/events/ring.ts'
 import { createTickets } from '../../plugins/events/tickets.ts'
-import { createEventBus } from '../../schemas/events.ts'
+import { createEventBus, eventTypes } from '../../schemas/events.ts'
 import { admin, call, holds, refusedSocket, type Said, socketTo, sseTo, start, ticketOf, token } from './events/kit.ts'
 import { everybodyGetsEverything } from './events/load.ts'
 
@@ -266,6 +266,10 @@ t.test('GET /events', async t => {
       ['?type=', 'type'],
       ['?type=Model', 'type'],
       ['?type=model.*.start', 'type'],
+      ['?type=model.request.stop', 'type'],
+      ['?type=model.request.complete,modle.*', 'type'],
+      ['?type=agent.step', 'type'],
+      ['?type=model', 'type'],
       ['?type=a&type=b', 'type'],
       [`?type=${Array.from({ length: 33 }, () => 'a').join()}`, 'type'],
       ['?tenant=a%20b', 'tenant'],
@@ -285,6 +289,27 @@ t.test('GET /events', async t => {
     const stale = await sseTo(t, url, '?lastEventId=1-0', { ...admin, 'last-event-id': '2-0' })
     t.equal(stale.heard[0]?.['after'], '2-0', 'the header is newer than the URL')
     t.ok(await sseTo(t, url, '', { ...admin, 'last-event-id': '' }))
+  })
+
+  t.test('a type that does not exist waited for ever: the answer says which there are', async t => {
+    const { url } = await start(t, { plugins: { events: { types: ['agent.*', 'billing.done'] } } })
+    const response = await fetch(`${url}/events?type=model.request.stop`, { headers: admin })
+    const { error } = (await response.json()) as { error: { message: string; param: string } }
+    t.strictSame([response.status, error.param], [400, 'type'])
+    t.match(error.message, 'model.request.stop')
+    for (const type of [...eventTypes, 'agent.*', 'billing.done']) t.match(error.message, type)
+    for (const type of [
+      ...eventTypes,
+      '*',
+      'model.*',
+      'model.request.*',
+      'agent.*',
+      'agent.step',
+      'agent.step.*',
+      'billing.*'
+    ]) {
+      await sseTo(t, url, `?type=${type}`)
+    }
   })
 
   t.test('answers a refused WebSocket as any request, and closes it', async t => {

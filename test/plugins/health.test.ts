@@ -1,7 +1,7 @@
 import Fastify from 'fastify'
 import t from 'tap'
 import modelGateway from '../../app.ts'
-import { HealthAnswer } from '../../schemas/admin.ts'
+import { HealthAnswer } from '../../schemas/admin-answers.ts'
 import { build } from '../helper.ts'
 import { startRedis } from '../services/index.ts'
 import { gate, turn } from '../upstream.ts'

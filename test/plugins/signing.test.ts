@@ -475,6 +475,18 @@ t.test('this process can verify: with the secret and with those before it', asyn
   t.equal(after.gateway.signing?.jwks, null, 'there are no receipts')
 })
 
+t.test('what cannot have been signed does not verify, where it threw', async t => {
+  const { gateway, call } = await signed(t, { providers: [scripted('up', answers('{"id":"c1","x":1e400}'))] })
+  const fresh = JSON.parse(await written(await call()))
+  t.equal(gateway.signing?.verify(fresh), true)
+  t.equal(fresh.x, null)
+  t.equal(gateway.signing?.verify({ ...fresh, x: Number.POSITIVE_INFINITY }), false, 'read from 1e400')
+  t.equal(gateway.signing?.verify({ ...fresh, x: JSON.parse('['.repeat(50_000) + ']'.repeat(50_000)) }), false)
+  const circle: Record<string, unknown> = { ...fresh }
+  t.equal(gateway.signing?.verify(Object.assign(circle, { x: circle })), false)
+  t.equal(gateway.signing?.verify({ ...fresh, x: 1n }), false)
+})
+
 t.test('a short secret is taken, and warned of without showing it', async t => {
   const lines: string[] = []
   await signed(t, { secret: 'hunter2', log: line => lines.push(line) })
@@ -483,6 +495,15 @@ t.test('a short secret is taken, and warned of without showing it', async t => {
   const more: string[] = []
   await signed(t, { log: line => more.push(line) })
   t.strictSame(more, [])
+})
+
+t.test('registered without a secret it failed in the words of node:crypto', async t => {
+  for (const options of [{}, { secret: undefined }, { secret: '' }, { secret: 7 }]) {
+    const app = await host(t)
+    // As JavaScript does, without the types.
+    const load = async () => void (await Reflect.apply(app.register, app, [signing, options]))
+    await t.rejects(load(), { message: /^The plugin signing needs the option `secret`/ })
+  }
 })
 
 t.test('the HMAC is that of RFC 2104, for keys and texts of any length', async t => {

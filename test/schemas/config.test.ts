@@ -79,7 +79,14 @@ t.test('an empty configuration has every default', async t => {
       opa: false,
       otel: false,
       metrics: { public: false, legacyNames: [], maxModels: 100, maxTenants: 100 },
-      events: { stream: 'agent.events', maxLength: 10_000, kept: 1_000, buffer: 1_048_576, subscribers: 2_000 },
+      events: {
+        stream: 'agent.events',
+        maxLength: 10_000,
+        kept: 1_000,
+        buffer: 1_048_576,
+        subscribers: 2_000,
+        types: []
+      },
       signing: false,
       insights: false,
       realtime: false

@@ -1,5 +1,12 @@
 import t, { type Test } from 'tap'
-import { BudgetAnswer, KeyAnswer, ListAnswer, RecordAnswer, StatsAnswer, TenantAnswer } from '../../../schemas/admin.ts'
+import {
+  BudgetAnswer,
+  KeyAnswer,
+  ListAnswer,
+  RecordAnswer,
+  StatsAnswer,
+  TenantAnswer
+} from '../../../schemas/admin-answers.ts'
 import { build } from '../../helper.ts'
 import { asker, fits } from './fakes.ts'
 

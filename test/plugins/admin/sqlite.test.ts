@@ -8,7 +8,7 @@ import { serverOptions } from '../../../plugins/http/server.ts'
 import routing from '../../../plugins/routing/index.ts'
 import store from '../../../plugins/store/index.ts'
 import tenants from '../../../plugins/tenants/index.ts'
-import { AuditAnswer, KeyAnswer, ListAnswer, TenantAnswer } from '../../../schemas/admin.ts'
+import { AuditAnswer, KeyAnswer, ListAnswer, TenantAnswer } from '../../../schemas/admin-answers.ts'
 import { asker, fits } from './fakes.ts'
 
 // The admin routes over the real plugins on SQLite.

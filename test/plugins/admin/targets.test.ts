@@ -1,7 +1,7 @@
 import { Type } from '@sinclair/typebox'
 import t, { type Test } from 'tap'
 import type { ModelOptions } from '../../../plugins/routing/index.ts'
-import { AuditAnswer, ListAnswer, ReloadAnswer, TargetAnswer } from '../../../schemas/admin.ts'
+import { AuditAnswer, ListAnswer, ReloadAnswer, TargetAnswer } from '../../../schemas/admin-answers.ts'
 import { detail, StoreUnavailable, UpstreamError, UpstreamRateLimited } from '../../../schemas/errors.ts'
 import { ConfigError } from '../../../schemas/faults.ts'
 import type { RoutingTable } from '../../../schemas/routing.ts'

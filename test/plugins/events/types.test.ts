@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import type { FastifyInstance } from 'fastify'
 import t, { type Test } from 'tap'
 import type { ModelGatewayOptions } from '../../../app.ts'
-import type { GatewayEvent } from '../../../schemas/events.ts'
+import { eventTypes, type GatewayEvent } from '../../../schemas/events.ts'
 import { build, towards } from '../../helper.ts'
 import { chunks, completion, failure, json, type Reply, silence, sse, startUpstream } from '../../upstream.ts'
 import { token } from './kit.ts'
@@ -347,6 +347,7 @@ t.test('the page has every type with its fields, and no other', async t => {
   for (const [, type = '', fields = ''] of page.matchAll(/^\| `([a-z.]+)` \| ((?:`[a-z_]+` ?)+)\|/gm)) {
     rows.set(type, [...fields.matchAll(/`([a-z_]+)`/g)].map(([, field = '']) => field).sort())
   }
+  t.strictSame([...eventTypes].sort(), [...rows.keys()].sort(), 'those that can be asked for')
   // Made by Redis going away: test/plugins/events/redis.test.ts.
   rows.delete('gateway.events.dropped')
   t.strictSame([...new Set(everything.map(({ type }) => type))].sort(), [...rows.keys()].sort())

@@ -1,5 +1,6 @@
 import t from 'tap'
-import { type Known, linksOf, type Surface, toGemini } from '../../../../providers/wires/gemini/request.ts'
+import { linksOf } from '../../../../providers/wires/gemini/parts.ts'
+import { type Known, type Surface, toGemini } from '../../../../providers/wires/gemini/request.ts'
 import type { ChatRequest, Message, ToolCall } from '../../../../schemas/chat.ts'
 import { type GatewayError, isGatewayError } from '../../../../schemas/errors.ts'
 
