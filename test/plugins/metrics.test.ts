@@ -7,9 +7,11 @@ import { Counter, register as hostRegistry } from 'prom-client'
 import t, { type Test } from 'tap'
 import modelGateway from '../../app.ts'
 import http from '../../plugins/http/index.ts'
+import { Distribution, Spend } from '../../plugins/metrics/families.ts'
 import metrics, { type MetricsOptions } from '../../plugins/metrics/index.ts'
 import { UpstreamError, UpstreamRateLimited, UpstreamRejected } from '../../schemas/errors.ts'
 import type { Layer } from '../../schemas/gateway.ts'
+import { usdOf } from '../../schemas/money.ts'
 import { build, hello, stack } from '../helper.ts'
 import { mixed } from '../long/money.ts'
 import { chunks, completion, flood, gate, json, type Script, silence, sse, turn } from '../upstream.ts'
@@ -88,6 +90,29 @@ t.test('the reader of the tests refuses what is not the text format', async t =>
   ] as const) {
     t.throws(() => parse(wrong), { message: why }, wrong)
   }
+})
+
+t.test('a value that equals a bound is below it, as Prometheus counts', async t => {
+  const sizes = new Distribution('size', [1, 2], {})
+  for (const value of [1, 1.5, 2, 3]) sizes.observe(value)
+  const lines = sizes.lines.map(({ metricName, sharedLabels, value }) => [metricName, sharedLabels['le'], value])
+  t.strictSame(lines, [
+    ['size_bucket', '1', 1],
+    ['size_bucket', '2', 3],
+    ['size_bucket', '+Inf', 4],
+    ['size_sum', undefined, 7.5],
+    ['size_count', undefined, 4]
+  ])
+})
+
+t.test('money that is more than a number can hold to the nano-USD is added up all the same', async t => {
+  const spend = new Spend({})
+  const large = 2 ** 52
+  for (let count = 0; count < 5; count++) spend.add(large)
+  spend.add(7)
+  t.equal(spend.value, usdOf(5n * BigInt(large) + 7n))
+  for (let count = 0; count < 1_000_000; count++) spend.add(1)
+  t.equal(spend.value, usdOf(5n * BigInt(large) + 1_000_007n))
 })
 
 t.test('calls are counted by model, tenant and what became of them', async t => {
