@@ -114,8 +114,8 @@ export function namesOf({ id, facts }: Pick<Inference, 'id' | 'facts'>): { reque
 
 const mostWords = 500
 
-/** Of a fault that is not ours nobody knows what its words hold. */
-function wordsOf(error: Error): string {
+/** A fault in words of ours. Of one that is not ours nobody knows what its own hold; those of a provider may quote the prompt. */
+export function wordsOf(error: Error): string {
   if (!isGatewayError(error)) return 'The gateway failed.'
   if (!error.quotes) return withoutKeys(error.message).slice(0, mostWords)
   return `The provider of this model ${error.upstream === null ? 'failed' : `answered with status ${error.upstream}`}.`

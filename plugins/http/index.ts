@@ -1,6 +1,7 @@
 import { Ajv } from 'ajv'
 import type { FastifyInstance, FastifyReply, FastifyRequest, onErrorHookHandler, onRequestHookHandler } from 'fastify'
 import fp from 'fastify-plugin'
+import { wordsOf } from '../../schemas/call-record.ts'
 import { errorBody, type GatewayError, ResourceNotFound, withoutKeys } from '../../schemas/errors.ts'
 import type { Caller, Principal, TraceParent } from '../../schemas/gateway.ts'
 import { newTraceId, type Served, traceIdOf } from '../../schemas/trace.ts'
@@ -171,15 +172,21 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       .send(errorBody(error))
   }
 
-  /** What callers do wrong is theirs to see; what fails here or upstream is the operator's, except that we are closing. */
+  /**
+   * What callers do wrong is theirs to see; what fails here or upstream is the operator's, except that we are closing. What a
+   * provider says of a failure may quote the prompt: it stands at debug only, as the cause too.
+   */
   function report(error: unknown, fault: GatewayError, asker: Parameters<Http['report']>[2]): void {
     const target = fault.target && { target: withoutKeys(fault.target) }
     const details = { requestId: asker.id, traceId: asker.traceId, code: fault.code, ...target }
-    const message = withoutKeys(fault.message)
+    const message = wordsOf(fault)
     if (fault.wire === 'shutting_down') gateway.log.info(details, message)
-    else if (fault.statusCode >= 500) {
-      gateway.log.error({ err: error, ...details }, message)
-    } else gateway.log.debug(details, message)
+    else if (fault.statusCode < 500) gateway.log.debug(details, withoutKeys(fault.message))
+    else if (!fault.quotes && fault.upstream === null) gateway.log.error({ err: error, ...details }, message)
+    else {
+      gateway.log.error(details, message)
+      gateway.log.debug({ err: error, ...details }, 'what the provider said of it')
+    }
   }
 
   function fail(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {

@@ -1,3 +1,4 @@
+import { codeOf, wordsOf } from '../../schemas/call-record.ts'
 import { detail, type GatewayError, withoutKeys } from '../../schemas/errors.ts'
 import type { EventBus } from '../../schemas/events.ts'
 import type { Log } from '../../schemas/gateway.ts'
@@ -136,12 +137,12 @@ export class TargetState {
     if (error.blame === 'request') this.breaker.mend(now)
     if (error.blame === 'request' || error.blame === null) return
     this.failures++
-    this.lastError = { time: now, code: error.wire ?? error.code, message: error.message }
+    this.lastError = { time: now, code: codeOf(error), message: error.message }
     if (error.blame === 'limit') this.#limited(lane, error, now)
     if (error.blame === 'key') this.#refused(call, lane, error, now)
     if (counts && this.breaker.fail(call, now)) {
-      const { code, message } = this.lastError
-      this.#log.warn({ ...this.#named(), code, reason: message }, 'a target is left alone for a while')
+      const { code } = this.lastError
+      this.#log.warn({ ...this.#named(), code, reason: wordsOf(error) }, 'a target is left alone for a while')
       this.#tell('open', code)
     }
   }
@@ -153,7 +154,7 @@ export class TargetState {
 
   #refused(call: object, lane: Lane, error: GatewayError, now: number): void {
     if (!lane.refuse(call, error, now)) return
-    this.#log.error({ ...this.#named(), key: lane.key + 1, reason: error.message }, 'a key is refused and rests')
+    this.#log.error({ ...this.#named(), key: lane.key + 1, reason: wordsOf(error) }, 'a key is refused and rests')
   }
 
   #answersAgain(): void {

@@ -11,7 +11,7 @@ import http from '../../plugins/http/index.ts'
 import routing from '../../plugins/routing/index.ts'
 import { InvalidApiKey } from '../../schemas/errors.ts'
 import { build, hello, stack, towards } from '../helper.ts'
-import { chunks, completion, failure, json, sse, startUpstream } from '../upstream.ts'
+import { bytes, chunks, completion, failure, json, type Reply, sse, startUpstream } from '../upstream.ts'
 
 const path = '/v1/chat/completions'
 const MiB = 1024 * 1024
@@ -531,6 +531,31 @@ t.test('no log line holds a secret, a header or a word of the conversation', asy
     lines.filter(line => /secret-\d|words-\d/.test(line)),
     []
   )
+})
+
+t.test('the log of a 5xx held the words of the provider, which may quote the prompt', async t => {
+  const words = { message: 'cannot continue after: the secret plan' }
+  const refused = [401, 403, 404, 500, 503, 529].map(
+    status => [failure(status, words), /status \d+\.|overloaded/] as const
+  )
+  for (const [script, ours, stream = false] of [
+    ...refused,
+    [json({ error: words }), /failed|status/],
+    [sse([...chunks('one').slice(0, 2), { error: words }]), /failed|status/, true],
+    [bytes('{"error": the secret plan}', { headers: { 'content-type': 'application/json' } }), /no completion/]
+  ] as ReadonlyArray<readonly [Reply, RegExp, boolean?]>) {
+    const { app, upstream, lines } = await logged(t, url => towards({ url }))
+    upstream.script(script)
+    await app.inject({ method: 'POST', url: path, payload: { ...hello, model: 'test', stream } })
+    const all = lines.map(line => JSON.parse(line))
+    const shown = all.filter(({ level }) => level >= 30)
+    t.ok(shown.length > 0)
+    t.notMatch(JSON.stringify(shown), 'secret plan')
+    const line = shown.find(({ level, code }) => level === 50 && code)
+    t.match(line, { msg: ours, code: /^GATEWAY_UPSTREAM_/, target: /^up\//, traceId: /./, requestId: /./ })
+    if (line.msg.includes('no completion')) continue
+    t.match(JSON.stringify(all.find(({ level, err }) => level === 20 && err)), 'secret plan', 'at debug it is there')
+  }
 })
 
 t.test('faults of the client are no error lines', async t => {

@@ -92,8 +92,9 @@ export function messageReader(
     let event: unknown
     try {
       event = JSON.parse(data)
-    } catch (cause) {
-      fail(new UpstreamError('an event of its stream is not JSON.', { cause }))
+    } catch {
+      // The error of JSON.parse quotes what it parses.
+      fail(new UpstreamError('an event of its stream is not JSON.'))
     }
     if (!isRecord(event)) return
     const { type, message, content_block: block, delta, usage: counts } = event

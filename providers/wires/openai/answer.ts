@@ -149,8 +149,9 @@ function looksWhole(raw: Buffer): boolean {
 function completionOf(raw: Buffer): ChatCompletion {
   try {
     return JSON.parse(raw.toString('utf8'))
-  } catch (cause) {
-    throw new UpstreamError('its answer is not JSON.', { cause })
+  } catch {
+    // The error of JSON.parse quotes what it parses.
+    throw new UpstreamError('its answer is not JSON.')
   }
 }
 
