@@ -6,7 +6,7 @@ import { macOf } from '../plugins/signing/mac.ts'
 import { createReceipts } from '../plugins/signing/receipt.ts'
 import { SignedStream } from '../plugins/signing/stream.ts'
 import { SignedWhole } from '../plugins/signing/whole.ts'
-import { eventReader } from '../providers/sse.ts'
+import { eventReader } from '../providers/sse/index.ts'
 
 const rounds = 15
 const chunks = 200

@@ -7,9 +7,9 @@ import t from 'tap'
 const root = join(import.meta.dirname, '..')
 /** Plugins that own routes, and so may speak of requests and replies. */
 const transports = ['http', 'chat-completions', 'proxy', 'models', 'health', 'admin', 'metrics', 'events']
-/** What providers share: single files, and the wires that several vendors speak. */
+/** What providers share, each a file or a folder; besides there are the wires that several vendors speak. */
 const shared = ['upstream', 'body', 'endpoint', 'faults', 'stream', 'sse', 'recall', 'media', 'tokens'].map(
-  name => `providers/${name}.ts`
+  name => `providers/${name}`
 )
 
 const comment = /\/\*[\s\S]*?\*\/|\/\/[^\n]*/
@@ -46,13 +46,17 @@ function mayImport(file: string, target: string): boolean {
     return target === 'app.ts' || first.includes(target)
   }
   if (file.startsWith('plugins/')) return unitOf(file) === unitOf(target)
-  if (file.startsWith('providers/wires/')) return shared.includes(target) || dirname(file) === dirname(target)
-  if (shared.includes(file)) return shared.includes(target)
+  if (file.startsWith('providers/wires/')) return isShared(target) || dirname(file) === dirname(target)
+  if (isShared(file)) return isShared(target)
   if (file.startsWith('providers/')) {
-    return shared.includes(target) || target.startsWith('providers/wires/') || unitOf(file) === unitOf(target)
+    return isShared(target) || target.startsWith('providers/wires/') || unitOf(file) === unitOf(target)
   }
   if (file.startsWith('testing/')) return target.startsWith('testing/')
   return false
+}
+
+function isShared(file: string): boolean {
+  return shared.includes(unitOf(file))
 }
 
 /** The plugin or provider that a file belongs to: `plugins/auth`, `providers/openai-compatible`. */
@@ -75,7 +79,13 @@ const files = globSync(['app.ts', 'server.ts', '{schemas,plugins,providers,testi
 
 t.test('the source keeps to its boundaries', async t => {
   t.ok(files.length > 30, `${files.length} files`)
-  for (const known of ['app.ts', 'server.ts', 'schemas/gateway.ts', 'plugins/gateway/call.ts', 'providers/sse.ts']) {
+  for (const known of [
+    'app.ts',
+    'server.ts',
+    'schemas/gateway.ts',
+    'plugins/gateway/call.ts',
+    'providers/sse/index.ts'
+  ]) {
     t.ok(files.includes(known), known)
   }
   for (const file of files) t.strictSame(faultsOf(file, readFileSync(join(root, file), 'utf8')), [], file)
@@ -122,7 +132,7 @@ t.test('forged lines are found', async t => {
       "import { dispatch } from '../routing/dispatch.ts'",
       'imports plugins/routing/dispatch.ts'
     ],
-    ['plugins/gateway/call.ts', "import sse from '../../providers/sse.ts'", 'imports providers/sse.ts'],
+    ['plugins/gateway/call.ts', "import sse from '../../providers/sse/index.ts'", 'imports providers/sse/index.ts'],
     ['providers/echo.ts', "import routing from '../plugins/routing/index.ts'", 'imports plugins/routing/index.ts'],
     ['providers/echo.ts', "import { tokenFor } from './vertex/token.ts'", 'imports providers/vertex/token.ts'],
     ['providers/vertex/index.ts', "import echo from '../echo.ts'", 'imports providers/echo.ts'],
@@ -139,7 +149,7 @@ t.test('forged lines are found', async t => {
     ],
     ['providers/wires/gemini/request.ts', "import gemini from '../../gemini.ts'", 'imports providers/gemini.ts'],
     ['schemas/errors.ts', "import { Call } from '../plugins/gateway/call.ts'", 'imports plugins/gateway/call.ts'],
-    ['schemas/errors.ts', "import { eventReader } from '../providers/sse.ts'", 'imports providers/sse.ts'],
+    ['schemas/errors.ts', "import { eventReader } from '../providers/sse/index.ts'", 'imports providers/sse/index.ts'],
     ['schemas/errors.ts', "import modelGateway from '../app.ts'", 'imports app.ts'],
     ['app.ts', "import { seeded } from './testing/index.ts'", 'imports testing/index.ts'],
     ['schemas/errors.ts', "import { seeded } from '../testing/index.ts'", 'imports testing/index.ts'],
@@ -181,7 +191,10 @@ t.test('lines that are allowed are not found', async t => {
     ['plugins/health.ts', "import type { FastifyReply, FastifyRequest } from 'fastify'"],
     ['plugins/chat-completions/stream.ts', "import type { FastifyReply } from 'fastify'"],
     ['plugins/gateway/index.ts', '// what FastifyRequest is for others'],
-    ['providers/echo.ts', "import { createUpstream } from './upstream.ts'\nimport { eventReader } from './sse.ts'"],
+    [
+      'providers/echo.ts',
+      "import { createUpstream } from './upstream.ts'\nimport { eventReader } from './sse/index.ts'"
+    ],
     [
       'providers/vertex/index.ts',
       "import { toGemini } from '../wires/gemini/request.ts'\nimport { t } from './token.ts'"

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { dataReader, EventFrames, type EventReader, eventReader, type Read } from '../../providers/sse.ts'
+import { dataReader, EventFrames, type EventReader, eventReader, type Read } from '../../providers/sse/index.ts'
 import type { ChatCompletionChunk, CompletionUsage } from '../../schemas/chat.ts'
 import { isGatewayError } from '../../schemas/errors.ts'
 import { chunkFrames } from '../../schemas/frames.ts'

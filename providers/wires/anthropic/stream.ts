@@ -1,7 +1,7 @@
 import { UpstreamError } from '../../../schemas/errors.ts'
 import { isRecord } from '../../../schemas/reader.ts'
 import type { Redact } from '../../faults.ts'
-import { dataReader, EventFrames } from '../../sse.ts'
+import { dataReader, EventFrames } from '../../sse/index.ts'
 import type { Step, StreamReader } from '../../stream.ts'
 import type { Reply } from '../../upstream.ts'
 import { type Expected, faultOf, refusalOf, tierOf, toFinishReason, toUsage } from './answer.ts'

@@ -1,6 +1,6 @@
 import { type GatewayError, UpstreamError } from '../../../schemas/errors.ts'
 import { jsonOf, listOf } from '../../../schemas/json.ts'
-import { dataReader, EventFrames } from '../../sse.ts'
+import { dataReader, EventFrames } from '../../sse/index.ts'
 import type { StreamReader } from '../../stream.ts'
 import type { Reply } from '../../upstream.ts'
 import {

@@ -1,7 +1,7 @@
 import type { ChatCompletion, ChatCompletionChunk, ChatRequest, FinishReason, ToolCall } from '../../../schemas/chat.ts'
 import { UpstreamError } from '../../../schemas/errors.ts'
 import { chunkFrames, type Frames, isToken } from '../../../schemas/frames.ts'
-import type { EventFrames } from '../../sse.ts'
+import type { EventFrames } from '../../sse/index.ts'
 
 // Many servers only resemble OpenAI's. What is well formed is recognised by searching it and leaves as its own bytes; only
 // what OpenAI's SDKs would stumble over is parsed and made anew.
