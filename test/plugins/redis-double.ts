@@ -11,7 +11,7 @@ export interface SharedDouble extends Shared {
   generation: string | null
   /** By how many seconds the clock of Redis is ahead, for scripts that ask it. */
   ahead: number
-  /** Scripts that were run. */
+  /** Scripts that have run. */
   readonly runs: ReadonlyArray<{ keys: readonly string[]; args: ReadonlyArray<string | number> }>
   readonly redis: Redis
   /** Goes down or comes back, and tells whoever listens. */
@@ -44,14 +44,11 @@ export function sharedOver(t: Test, url: string, instance: string, instances: st
     runs,
     async run({ lua }, keys, args) {
       up()
-      runs.push({ keys, args })
       const clock = `{ redis.call('TIME')[1] + ${double.ahead}, redis.call('TIME')[2] }`
-      return redis.eval(
-        lua.replaceAll("redis.call('TIME')", clock),
-        keys.length,
-        ...keys.map(key => prefix + key),
-        ...args
-      )
+      const script = lua.replaceAll("redis.call('TIME')", clock)
+      const answer = await redis.eval(script, keys.length, ...keys.map(key => prefix + key), ...args)
+      runs.push({ keys, args })
+      return answer
     },
     async get(key) {
       up()
