@@ -1,5 +1,6 @@
 // The bare relay that everything is compared to: Fastify takes the call, undici makes it, nothing in between.
-// `node relay.mjs PORT UPSTREAM [JSON-VARIANT STREAM-VARIANT]`. Errors, back-pressure and clients that leave are handled
+// `node relay.mjs PORT UPSTREAM [JSON-VARIANT STREAM-VARIANT [MICROSECONDS]]`; it works that much longer for each request.
+// Errors, back-pressure and clients that leave are handled
 // in every variant; `run.mjs --relays` measures them all, and the defaults are the fastest ones.
 
 import { Readable } from 'node:stream'
@@ -7,7 +8,7 @@ import { pipeline } from 'node:stream/promises'
 import Fastify from 'fastify'
 import { Pool } from 'undici'
 
-const [port, upstream, json = 'raw-dispatch', stream = 'dispatch'] = process.argv.slice(2)
+const [port, upstream, json = 'raw-dispatch', stream = 'dispatch', longer = '0'] = process.argv.slice(2)
 const { origin, pathname } = new URL(upstream)
 const path = `${pathname}/chat/completions`
 const pool = new Pool(origin, { connections: 1_024 })
@@ -114,6 +115,14 @@ if (json.startsWith('raw-')) {
     } catch (error) {
       done(error)
     }
+  })
+}
+
+if (Number(longer) > 0) {
+  app.addHook('preHandler', (_request, _reply, done) => {
+    const until = performance.now() + longer / 1_000
+    while (performance.now() < until);
+    done()
   })
 }
 

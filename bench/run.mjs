@@ -60,7 +60,7 @@ setTimeout(() => {
 }, 35 * 60_000).unref()
 
 const upstreams = await startUpstreams()
-const who = flags.relays ? relays() : flags.pieces ? [everybody(flags)[0], ...pieces] : everybody(flags)
+const who = flags.relays ? relays() : flags.pieces ? parts() : everybody(flags)
 const lacking = new Map()
 for (const contender of who.filter(({ checked }) => checked)) {
   // A configuration that is refused shows in every row of its contender.
@@ -154,6 +154,14 @@ function relays() {
     ...whole.map(name => ({ ...relay(`json-${name}`, name, name), stream: false })),
     ...streamed.map(name => ({ ...relay(`sse-${name}`, name, 'raw-dispatch', name), stream: true }))
   ]
+}
+
+/** The governed gateway with less and less; and what a relay comes to that only works longer, to measure that with. */
+function parts() {
+  const longer = [10, 20, 40].map(microseconds =>
+    relay(`relay-${microseconds}`, `bare relay, ${microseconds} µs longer`, 'text', 'send', String(microseconds))
+  )
+  return [everybody(flags)[0], ...longer, ...pieces]
 }
 
 function add(title, digits) {

@@ -114,8 +114,13 @@ export function namesOf({ id, facts }: Pick<Inference, 'id' | 'facts'>): { reque
 
 const mostWords = 500
 
+/** Whether a fault, or its cause, holds what a provider said: it may quote the prompt, so the log has it at debug only. */
+export function isTheirs(error: unknown): boolean {
+  return isGatewayError(error) && (error.quotes || error.upstream !== null)
+}
+
 /** A fault in words of ours. Of one that is not ours nobody knows what its own hold; those of a provider may quote the prompt. */
-export function wordsOf(error: Error): string {
+export function wordsOf(error: unknown): string {
   if (!isGatewayError(error)) return 'The gateway failed.'
   if (!error.quotes) return withoutKeys(error.message).slice(0, mostWords)
   return `The provider of this model ${error.upstream === null ? 'failed' : `answered with status ${error.upstream}`}.`

@@ -18,7 +18,7 @@ def fits(secret, given, text):
     return isinstance(given, str) and given.isascii() and hmac.compare_digest(expected, given)
 
 
-# A whole answer, the text of its body. Raises ValueError for what is no JSON, AttributeError for null.
+# A whole answer, the text of its body. Raises ValueError for what is no JSON, AttributeError or TypeError for JSON that is no object.
 def verify_answer(body, secret):
     answer = json.loads(body, parse_int=float)
     return fits(secret, answer.pop("signature", None), canonical(answer))

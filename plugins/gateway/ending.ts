@@ -1,11 +1,21 @@
 import { type CallRecord, recordOf } from '../../schemas/call-record.ts'
 import { InternalError } from '../../schemas/errors.ts'
 import type { Inference, Outcome } from '../../schemas/gateway.ts'
-import type { Call, Host } from './call.ts'
 
 /** Listeners get an Error whatever a layer threw; the caller gets what was thrown. */
 export function asError(thrown: unknown): Error {
   return thrown instanceof Error ? thrown : new InternalError({ cause: thrown })
+}
+
+/** A call that has just ended. */
+type Ended = Inference & {
+  /** Its caller has left. */
+  readonly departed: boolean
+}
+
+/** What is done about a listener that fails. */
+interface Failing {
+  failed(error: unknown, call: Inference): void
 }
 
 /** How a call ended. A class, so that its record is made only where somebody reads it, and once. */
@@ -14,10 +24,10 @@ export class Ending implements Outcome {
   readonly error: Error | null
   readonly duration: number
   readonly departed: boolean
-  #call: Call
+  #call: Ended
   #record: CallRecord | null = null
 
-  constructor(call: Call, status: Outcome['status'], error: Error | null) {
+  constructor(call: Ended, status: Outcome['status'], error: Error | null) {
     this.#call = call
     this.status = status
     this.error = error
@@ -38,8 +48,8 @@ export type Settled = (outcome: Outcome, inference: Inference) => unknown
 export function tell(
   listeners: Settled[],
   outcome: Outcome,
-  call: Call,
-  host: Host,
+  call: Inference,
+  host: Failing,
   from = 0
 ): Promise<void> | undefined {
   for (let index = from; index < listeners.length; index++) {
@@ -61,8 +71,8 @@ async function goOn(
   told: PromiseLike<unknown>,
   listeners: Settled[],
   outcome: Outcome,
-  call: Call,
-  host: Host,
+  call: Inference,
+  host: Failing,
   next: number
 ): Promise<void> {
   try {

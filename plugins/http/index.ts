@@ -1,7 +1,7 @@
 import { Ajv } from 'ajv'
 import type { FastifyInstance, FastifyReply, FastifyRequest, onErrorHookHandler, onRequestHookHandler } from 'fastify'
 import fp from 'fastify-plugin'
-import { wordsOf } from '../../schemas/call-record.ts'
+import { isTheirs, wordsOf } from '../../schemas/call-record.ts'
 import { errorBody, type GatewayError, ResourceNotFound, withoutKeys } from '../../schemas/errors.ts'
 import type { Caller, Principal, TraceParent } from '../../schemas/gateway.ts'
 import { newTraceId, type Served, traceIdOf } from '../../schemas/trace.ts'
@@ -173,8 +173,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
   }
 
   /**
-   * What callers do wrong is theirs to see; what fails here or upstream is the operator's, except that we are closing. What a
-   * provider says of a failure may quote the prompt: it stands at debug only, as the cause too.
+   * What callers do wrong is theirs to see; what fails here or upstream is the operator's, except that we are closing.
    */
   function report(error: unknown, fault: GatewayError, asker: Parameters<Http['report']>[2]): void {
     const target = fault.target && { target: withoutKeys(fault.target) }
@@ -182,11 +181,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
     const message = wordsOf(fault)
     if (fault.wire === 'shutting_down') gateway.log.info(details, message)
     else if (fault.statusCode < 500) gateway.log.debug(details, withoutKeys(fault.message))
-    else if (!fault.quotes && fault.upstream === null) gateway.log.error({ err: error, ...details }, message)
-    else {
-      gateway.log.error(details, message)
-      gateway.log.debug({ err: error, ...details }, 'what the provider said of it')
-    }
+    else gateway.log.error(isTheirs(fault) ? details : { err: error, ...details }, message)
   }
 
   function fail(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {

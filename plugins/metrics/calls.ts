@@ -261,5 +261,6 @@ function blameOf(error: unknown): string {
 
 /** A vendor's own code is no label: it is whatever the vendor writes. */
 function labelOf(code: string | null, error: unknown): string {
-  return isGatewayError(error) && error.blame === 'request' ? 'upstream_rejected' : (code ?? 'none')
+  const isTheirs = isGatewayError(error) && (error.blame === 'request' || error.code === 'GATEWAY_UPSTREAM_REJECTED')
+  return isTheirs ? 'upstream_rejected' : (code ?? 'none')
 }

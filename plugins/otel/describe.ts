@@ -1,4 +1,5 @@
 import { type Span, SpanStatusCode } from '@opentelemetry/api'
+import { wordsOf } from '../../schemas/call-record.ts'
 import type { ChatRequest } from '../../schemas/chat.ts'
 import { Cancelled, isGatewayError, withoutKeys } from '../../schemas/errors.ts'
 import { inputOf, outputOf, type Usage } from '../../schemas/usage.ts'
@@ -71,14 +72,13 @@ export function describeError(span: Span, error: unknown): void {
   const type = errorTypeOf(error)
   span.setAttribute(is.error, type)
   if (type === errors.cancelled) return
-  span.setStatus({ code: SpanStatusCode.ERROR, message: wordsOf(error) })
+  span.setStatus({ code: SpanStatusCode.ERROR, message: messageOf(error) })
 }
 
-/** Our own words of a fault. What a vendor says, which has a cause, and what we say of a request may quote the request. */
-function wordsOf(error: unknown): string | undefined {
+/** Our own words of a fault. What is said of a request may quote it. */
+function messageOf(error: unknown): string | undefined {
   if (!isGatewayError(error) || error.statusCode < 500 || error.blame === 'request') return undefined
-  if (error.wire !== 'upstream_error' || error.cause === undefined) return withoutKeys(error.message)
-  return error.upstream === null ? undefined : `The provider of this model answered with status ${error.upstream}.`
+  return wordsOf(error)
 }
 
 /** The kind of fault by our own word, the same for spans and metrics: what a vendor calls it may quote the request. */

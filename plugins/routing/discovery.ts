@@ -1,3 +1,4 @@
+import { isTheirs, wordsOf } from '../../schemas/call-record.ts'
 import type { Log } from '../../schemas/gateway.ts'
 import type { ModelInfo, Provider } from '../../schemas/provider.ts'
 import { inTime, type Pause } from './patience.ts'
@@ -55,11 +56,18 @@ export function createDiscovery({ kept, log, now, pause }: DiscoveryOptions): Di
       listing.until = now() + kept
     } catch (error) {
       listing.until = now() + Math.min(failedFor, kept)
-      if (!closing.signal.aborted)
-        log.warn({ err: error, provider: provider.name }, 'a provider could not list its models')
+      if (!closing.signal.aborted) complain(provider.name, error)
     }
     listing.asked = true
     listing.loading = null
+  }
+
+  function complain(provider: string, error: unknown): void {
+    const message = 'a provider could not list its models'
+    if (isTheirs(error)) {
+      log.warn({ provider, reason: wordsOf(error) }, message)
+      log.debug({ err: error, provider }, 'what it said')
+    } else log.warn({ err: error, provider }, message)
   }
 
   return {

@@ -1,7 +1,7 @@
-import { codeOf, wordsOf } from '../../schemas/call-record.ts'
+import { codeOf, namesOf, wordsOf } from '../../schemas/call-record.ts'
 import { detail, type GatewayError, withoutKeys } from '../../schemas/errors.ts'
 import type { EventBus } from '../../schemas/events.ts'
-import type { Log } from '../../schemas/gateway.ts'
+import type { Inference, Log } from '../../schemas/gateway.ts'
 import type { Provider } from '../../schemas/provider.ts'
 import { Breaker, type BreakerOptions } from './breaker.ts'
 import { type KeyPool, Lane } from './lane.ts'
@@ -130,6 +130,11 @@ export class TargetState {
     if (this.breaker.succeed(now)) this.#answersAgain()
   }
 
+  /** Why a call failed, in the provider's own words. */
+  explain(error: GatewayError, inference: Inference): void {
+    this.#log.debug({ ...namesOf(inference), ...this.#named(), err: error }, 'a provider call failed')
+  }
+
   /** It has failed. `counts`: in a way that says something of its health. */
   failed(call: object, lane: Lane, error: GatewayError, counts: boolean, now: number): void {
     detail(error, { target: `${this.provider.name}/${this.model}` })
@@ -137,7 +142,7 @@ export class TargetState {
     if (error.blame === 'request') this.breaker.mend(now)
     if (error.blame === 'request' || error.blame === null) return
     this.failures++
-    this.lastError = { time: now, code: codeOf(error), message: error.message }
+    this.lastError = { time: now, code: codeOf(error), message: wordsOf(error) }
     if (error.blame === 'limit') this.#limited(lane, error, now)
     if (error.blame === 'key') this.#refused(call, lane, error, now)
     if (counts && this.breaker.fail(call, now)) {

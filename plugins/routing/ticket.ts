@@ -55,6 +55,7 @@ export class Ticket {
       if (!this.#answered) state.answered(lane, duration, now)
       state.succeeded(now)
     } else if (isGatewayError(error) && (status === 'failed' || isStarved(expense))) {
+      state.explain(error, expense.inference)
       state.failed(this, lane, error, verdictOf(error).counts, now)
     }
     state.end(this, lane)

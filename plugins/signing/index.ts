@@ -41,8 +41,11 @@ const fewCharacters = 32
 /** Signs every answer, whole or chunk by chunk, outside of everything that may change it. */
 async function signing(app: FastifyInstance, options: SigningOptions): Promise<void> {
   const { gateway } = app
-  if (typeof options.secret !== 'string' || options.secret === '') {
-    throw new Error('The plugin signing needs the option `secret`, a text: make one with openssl rand -hex 32.')
+  for (const secret of [options.secret, ...(options.previous ?? [])]) {
+    if (typeof secret === 'string' && secret !== '') continue
+    throw new Error(
+      'The plugin signing needs the option `secret`, a text, and such texts as `previous`: make one with openssl rand -hex 32.'
+    )
   }
   const mac = macOf(options.secret)
   const keyId = options.keyId ?? keyIdOf(mac)
@@ -95,7 +98,8 @@ function warnOf(secret: string, log: Log): void {
   )
 }
 
-function verify(answer: object, macs: readonly Mac[]): boolean {
+function verify(answer: unknown, macs: readonly Mac[]): boolean {
+  if (typeof answer !== 'object' || answer === null) return false
   const { signature, ...rest }: { signature?: unknown } = answer
   if (typeof signature !== 'string') return false
   const text = canonicalOrNull(rest)

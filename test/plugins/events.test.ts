@@ -300,6 +300,9 @@ t.test('GET /events', async t => {
     for (const type of [...eventTypes, 'agent.*', 'billing.done']) t.match(error.message, type)
     for (const type of [
       ...eventTypes,
+      'key.*,gateway.events.gap',
+      'gateway.events.ready',
+      'gateway.events.end',
       '*',
       'model.*',
       'model.request.*',

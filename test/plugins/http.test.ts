@@ -413,8 +413,8 @@ t.test('a 5xx in the log did not say which provider and model it came from', asy
     const { app, lines } = await logged(t, () => towards({ url: 'http://127.0.0.1:1' }))
     const answer = await app.inject({ method: 'POST', url: path, payload: { ...hello, stream } })
     t.equal(answer.statusCode, 502)
-    const [line = ''] = lines.filter(line => line.includes('"err":'))
-    t.match(JSON.parse(line), { level: 50, traceId: answer.headers['x-trace-id'] })
+    const [line = ''] = lines.filter(line => line.includes('"err":') && line.includes('"level":50'))
+    t.match(JSON.parse(line), { traceId: answer.headers['x-trace-id'] })
     t.match(JSON.parse(line).target, /^\S+\/\S+$/)
     t.notMatch(answer.body, JSON.parse(line).target)
   }
@@ -554,8 +554,22 @@ t.test('the log of a 5xx held the words of the provider, which may quote the pro
     const line = shown.find(({ level, code }) => level === 50 && code)
     t.match(line, { msg: ours, code: /^GATEWAY_UPSTREAM_/, target: /^up\//, traceId: /./, requestId: /./ })
     if (line.msg.includes('no completion')) continue
-    t.match(JSON.stringify(all.find(({ level, err }) => level === 20 && err)), 'secret plan', 'at debug it is there')
+    const explained = all.find(({ level, err }) => level === 20 && err)
+    t.match(JSON.stringify(explained), 'secret plan', 'at debug it is there')
+    t.match(explained, { requestId: line.requestId, traceId: line.traceId, provider: 'up' })
   }
+})
+
+t.test('what a provider said of a failure stood nowhere once another attempt had saved the call', async t => {
+  const target = { provider: 'up', model: 'm', price: { input: 0, output: 0 } }
+  const { app, upstream, lines } = await logged(t, url =>
+    towards({ url }, { models: { test: { retries: 1, targets: [target] } } })
+  )
+  upstream.script(failure(500, { message: 'cannot continue after: the secret plan' }), json(completion()))
+  const { statusCode, headers } = await app.inject({ method: 'POST', url: path, payload: { ...hello, model: 'test' } })
+  t.equal(statusCode, 200)
+  const explained = lines.map(line => JSON.parse(line)).filter(line => JSON.stringify(line).includes('secret plan'))
+  t.match(explained, [{ level: 20, msg: 'a provider call failed', requestId: headers['x-request-id'], provider: 'up' }])
 })
 
 t.test('faults of the client are no error lines', async t => {

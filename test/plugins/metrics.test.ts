@@ -9,7 +9,7 @@ import modelGateway from '../../app.ts'
 import http from '../../plugins/http/index.ts'
 import { Distribution, Spend } from '../../plugins/metrics/families.ts'
 import metrics, { type MetricsOptions } from '../../plugins/metrics/index.ts'
-import { UpstreamError, UpstreamRateLimited, UpstreamRejected } from '../../schemas/errors.ts'
+import { detail, UpstreamError, UpstreamRateLimited, UpstreamRejected } from '../../schemas/errors.ts'
 import type { Layer } from '../../schemas/gateway.ts'
 import { usdOf } from '../../schemas/money.ts'
 import { build, hello, stack } from '../helper.ts'
@@ -237,6 +237,14 @@ t.test('repeats, moves to another target, and whom a failure is blamed on', asyn
   t.equal(value('gateway_attempts_total', { provider: 'second', outcome: 'request' }), 1)
   t.equal(value('gateway_requests_total', { model: 'both', outcome: 'failed' }), 1)
   t.strictSame(labels('gateway_errors_total', 'code'), ['upstream_rejected'], 'not what the vendor calls it')
+})
+
+t.test('a code of a vendor was a label of errors where its status was 408', async t => {
+  const late = detail(new UpstreamRejected('too slow.'), { statusCode: 408, blame: 'time', wire: 'vendors_word' })
+  const app = await alone(t, { providers: [scripted('up', fails(late))] })
+  await rejection(complete(app))
+  const { labels } = await scrape(app)
+  t.strictSame(labels('gateway_errors_total', 'code'), ['upstream_rejected'])
 })
 
 t.test('the state of breakers and keys', async t => {

@@ -190,6 +190,27 @@ test('the spans of a call', async t => {
     t.equal(call?.status.code, SpanStatusCode.UNSET)
   })
 
+  const cause = new Error('connect ECONNREFUSED')
+  for (const [what, fault, message] of [
+    [
+      'told the words of a vendor without a cause',
+      detail(new UpstreamError('you said: the secret plan'), { quotes: true }),
+      'The provider of this model failed.'
+    ],
+    [
+      'did not tell our own words of a fault with a cause',
+      new UpstreamError('it refused the connection.', { cause }),
+      'The provider of this model failed: it refused the connection.'
+    ]
+  ] as const) {
+    t.test(what, async t => {
+      const sdk = record(t)
+      const { gateway } = await traced(t, { providers: [scripted('up', fails(fault))] })
+      await rejection(gateway.complete(ask, gateway.caller()))
+      t.strictSame(new Set(sdk.spans.map(({ status }) => status.message)), new Set([message]))
+    })
+  }
+
   t.test('do not repeat what a vendor says of a request', async t => {
     const sdk = record(t)
     const rejected = detail(new UpstreamRejected('You said: my secret'), { wire: 'my secret', upstream: 400 })

@@ -485,6 +485,7 @@ t.test('what cannot have been signed does not verify, where it threw', async t =
   const circle: Record<string, unknown> = { ...fresh }
   t.equal(gateway.signing?.verify(Object.assign(circle, { x: circle })), false)
   t.equal(gateway.signing?.verify({ ...fresh, x: 1n }), false)
+  for (const text of ['null', '5', '"x"', '[]']) t.equal(gateway.signing?.verify(JSON.parse(text)), false, text)
 })
 
 t.test('a short secret is taken, and warned of without showing it', async t => {
@@ -498,7 +499,16 @@ t.test('a short secret is taken, and warned of without showing it', async t => {
 })
 
 t.test('registered without a secret it failed in the words of node:crypto', async t => {
-  for (const options of [{}, { secret: undefined }, { secret: '' }, { secret: 7 }]) {
+  const secret = 'a'.repeat(32)
+  const wrong = [
+    {},
+    { secret: undefined },
+    { secret: '' },
+    { secret: 7 },
+    { secret, previous: [''] },
+    { secret, previous: [undefined] }
+  ]
+  for (const options of wrong) {
     const app = await host(t)
     // As JavaScript does, without the types.
     const load = async () => void (await Reflect.apply(app.register, app, [signing, options]))

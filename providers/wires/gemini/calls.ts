@@ -1,8 +1,8 @@
 import type { Message, ToolCall } from '../../../schemas/chat.ts'
 import { fieldsOf } from '../../../schemas/json.ts'
 import { invalid } from './complaints.ts'
+import type { Context, Part } from './context.ts'
 import { textOf } from './parts.ts'
-import type { Context, Part } from './request.ts'
 import { signatureIn } from './signatures.ts'
 
 export interface Call {

@@ -1,7 +1,7 @@
 import type { ChatRequest } from '../../../schemas/chat.ts'
 import { fieldsOf } from '../../../schemas/json.ts'
 import { invalid, listed } from './complaints.ts'
-import type { Context } from './request.ts'
+import type { Context } from './context.ts'
 import { responseSchema } from './schema.ts'
 
 export function generationConfigOf(request: ChatRequest, context: Context): Record<string, unknown> | null {

@@ -2,7 +2,7 @@ import type { ChatRequest, ContentPart, Message } from '../../../schemas/chat.ts
 import { fieldsOf } from '../../../schemas/json.ts'
 import type { Link } from '../../media.ts'
 import { invalid } from './complaints.ts'
-import type { Context, Part, Surface } from './request.ts'
+import type { Context, Part, Surface } from './context.ts'
 
 export function addParts(parts: Part[], content: Message['content'], at: string, context: Context): void {
   if (typeof content === 'string') {

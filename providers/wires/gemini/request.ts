@@ -1,39 +1,12 @@
 import type { ChatRequest, Message } from '../../../schemas/chat.ts'
-import type { Media } from '../../media.ts'
 import { callsOf, resultsOf } from './calls.ts'
 import { invalid, listed } from './complaints.ts'
 import { generationConfigOf } from './config.ts'
-import { type Family, familyOf } from './models.ts'
+import type { Context, Known, Part, Surface } from './context.ts'
+import { familyOf } from './models.ts'
 import { addParts, textOf } from './parts.ts'
-import { type Signatures, signatureIn, skipSignature, textKey } from './signatures.ts'
+import { signatureIn, skipSignature, textKey } from './signatures.ts'
 import { callingOf, declarationOf } from './tools.ts'
-
-/** What differs between the vendors that speak this wire. */
-export interface Surface {
-  /** Whether the vendor reads what stands at this address by itself. */
-  readonly opens: (url: string) => boolean
-  /** Whether calls and results carry their ids; Vertex goes by their order. */
-  readonly callIds: boolean
-  /** Whether the body may name a service tier. */
-  readonly serviceTier: boolean
-  readonly safetySettings?: ReadonlyArray<{ readonly category: string; readonly threshold: string }>
-}
-
-/** What one request needs besides itself. */
-export interface Known {
-  readonly signatures: Pick<Signatures, 'find'>
-  /** What stands at the links of the request, by their address. */
-  readonly media?: ReadonlyMap<string, Media>
-}
-
-export interface Part {
-  text?: string
-  thoughtSignature?: string
-  inlineData?: Media
-  fileData?: { fileUri: string; mimeType?: string }
-  functionCall?: { id?: string; name: string; args: object }
-  functionResponse?: { id?: string; name: string; response: object }
-}
 
 export interface Content {
   role: 'user' | 'model'
@@ -49,12 +22,6 @@ export interface GeminiBody {
   safetySettings?: Surface['safetySettings']
   serviceTier?: string
   generationConfig?: Record<string, unknown>
-}
-
-/** What one request is translated with. */
-export interface Context extends Surface, Known {
-  readonly family: Family
-  readonly warn: (text: string) => void
 }
 
 /**

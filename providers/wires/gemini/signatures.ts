@@ -49,6 +49,8 @@ export function withoutRefused(error: unknown, request: ChatRequest, signatures:
     for (const { id } of message.tool_calls ?? []) if (id !== undefined) skip(id)
   }
   if (!changed) return error
-  const fault = new UpstreamError('it does not take back the thought signatures of this conversation.')
-  return detail(fault, { blame: 'provider' })
+  const fault = new UpstreamError('it does not take back the thought signatures of this conversation.', {
+    cause: error
+  })
+  return detail(fault, { blame: 'provider', upstream: error.upstream })
 }

@@ -1,5 +1,6 @@
 import t from 'tap'
 import { createDiscovery } from '../../../plugins/routing/discovery.ts'
+import { vendorFault } from '../../../providers/faults.ts'
 import type { ModelInfo, Provider } from '../../../schemas/provider.ts'
 import { gate, turn } from '../../upstream.ts'
 import { scripted } from '../kernel.ts'
@@ -11,8 +12,14 @@ const kept = 300_000
 function discovery() {
   const clock = new Clock()
   const lines: object[] = []
+  const explained: object[] = []
   const waiting: Array<{ milliseconds: number; resolve: () => void }> = []
-  const log = { error() {}, info() {}, debug() {}, warn: (details: object) => void lines.push(details) }
+  const log = {
+    error() {},
+    info() {},
+    debug: (details: object) => void explained.push(details),
+    warn: (details: object) => void lines.push(details)
+  }
   const found = createDiscovery({
     kept,
     log,
@@ -23,7 +30,7 @@ function discovery() {
         signal.addEventListener('abort', () => reject(signal.reason))
       })
   })
-  return { ...found, clock, lines, waiting }
+  return { ...found, clock, lines, explained, waiting }
 }
 
 /** A provider that lists what is asked of it, call by call. */
@@ -119,6 +126,19 @@ t.test('what a provider lists', async t => {
     waiting[0]?.resolve()
     t.strictSame(await asking, [])
     t.match(lines, [{ err: { message: 'There was no answer within 5000 ms.' } }])
+  })
+
+  t.test('stood in the log in the words of the vendor where it could not be had: they are there at debug', async t => {
+    const { models, lines, explained } = discovery()
+    const refused = vendorFault(500, { message: 'you said: the secret plan' }, {}, text => text)
+    await models(lists(() => Promise.reject(refused)))
+    t.strictSame(lines, [{ provider: 'up', reason: 'The provider of this model answered with status 500.' }])
+    t.strictSame(explained, [{ provider: 'up', err: refused }])
+    t.match(refused.message, 'the secret plan')
+    const ours = new Error('not now')
+    const other = discovery()
+    await other.models(lists(() => Promise.reject(ours)))
+    t.strictSame(other.lines, [{ provider: 'up', err: ours }])
   })
 
   t.test('does not hide what others list', async t => {

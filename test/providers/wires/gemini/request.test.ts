@@ -1,6 +1,7 @@
 import t from 'tap'
+import type { Known, Surface } from '../../../../providers/wires/gemini/context.ts'
 import { linksOf } from '../../../../providers/wires/gemini/parts.ts'
-import { type Known, type Surface, toGemini } from '../../../../providers/wires/gemini/request.ts'
+import { toGemini } from '../../../../providers/wires/gemini/request.ts'
 import type { ChatRequest, Message, ToolCall } from '../../../../schemas/chat.ts'
 import { type GatewayError, isGatewayError } from '../../../../schemas/errors.ts'
 
