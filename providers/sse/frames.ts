@@ -46,13 +46,13 @@ export class EventFrames implements Frames {
   }
 
   get hasUsage(): boolean {
-    return this.#words().usage
+    return this.#words().usage !== -1
   }
 
   get usage(): CompletionUsage | null {
     if (!this.hasUsage) return null
     let usage: CompletionUsage | null = null
-    for (const { data } of found(this.raw, this.#text(), counting)) {
+    for (const { data } of found(this.raw, this.#text(), counting, this.#words().usage)) {
       const chunk = jsonOf(data)
       if (isChunk(chunk) && typeof chunk.usage === 'object' && chunk.usage !== null) usage = chunk.usage
     }
@@ -61,8 +61,8 @@ export class EventFrames implements Frames {
 
   /** The first error that an event of these carries, and the frames before it; null without one. */
   get fault(): { error: unknown; before: EventFrames | null } | null {
-    if (!this.#words().error) return null
-    for (const { start, data } of found(this.raw, this.#text(), erroneous)) {
+    if (this.#words().error === -1) return null
+    for (const { start, data } of found(this.raw, this.#text(), erroneous, this.#words().error)) {
       const value = jsonOf(data)
       const error = typeof value === 'object' && value !== null ? errorOf(value) : undefined
       if (!error) continue
@@ -99,9 +99,10 @@ export class EventFrames implements Frames {
   }
 
   withoutUsage(): Frames | null {
+    if (!this.hasUsage) return this
     const kept: Buffer[] = []
     let from = 0
-    for (const { start, end, data } of found(this.raw, this.#text(), counting)) {
+    for (const { start, end, data } of found(this.raw, this.#text(), counting, this.#words().usage)) {
       const chunk = jsonOf(data)
       if (!isChunk(chunk) || !isUsageOnly(chunk)) continue
       if (start > from) kept.push(this.raw.subarray(from, start))
@@ -149,31 +150,30 @@ function finishIn(text: string): boolean {
   return (last !== -1 && finish.test(text.slice(last))) || finish.test(text)
 }
 
-/** Whether an error or a usage may be told of; false is certain. */
+/** Where the first error and the first usage may be told of; -1, there is none, is certain. */
 interface Words {
-  error: boolean
-  usage: boolean
+  error: number
+  usage: number
 }
 
 /** One search for both words, since most reads hold neither. */
 function wordsIn(text: string): Words {
-  const words = { error: false, usage: false }
+  const words = { error: -1, usage: -1 }
   eventful.lastIndex = 0
   for (let match = eventful.exec(text); match !== null; match = eventful.exec(text)) {
-    if (match[1] === 'error') words.error = true
-    else words.usage = true
+    const word = match[1] === 'error' ? 'error' : 'usage'
+    if (words[word] === -1) words[word] = match.index
   }
   return words
 }
 
-/** The events that a search finds, each once. */
-function* found(raw: Buffer, text: string, pattern: RegExp): Generator<Event> {
-  for (let at = text.search(pattern), from = 0; at !== -1; ) {
+/** The events that a search finds, each once. Nothing is to be found before `from`. */
+function* found(raw: Buffer, text: string, pattern: RegExp, from: number): Generator<Event> {
+  for (let at = text.slice(from).search(pattern); at !== -1; at = text.slice(from).search(pattern)) {
     const event = eventAround(raw, text, from + at)
     if (event === undefined) return
     yield event
     from = Math.max(from + at + 1, event.end)
-    at = text.slice(from).search(pattern)
   }
 }
 

@@ -55,6 +55,8 @@ export function wholeAnswer(reply: Reply, redact: Redact, mender: Mender | null 
   }
   const mended = mender === null ? null : mender.whole(text, () => completionOf(raw))
   if (mended !== null) return { stream: false, raw: null, body: mended }
+  // Whoever asks for the usage does so soon; a long text is not kept for somebody who may not come.
+  const searched = text.length > longestTail ? null : text
   return {
     stream: false,
     raw,
@@ -63,7 +65,7 @@ export function wholeAnswer(reply: Reply, redact: Redact, mender: Mender | null 
       return body
     },
     get usage() {
-      if (usage === undefined) usage = body === null ? usageFound(raw, () => this.body) : usageIn(body)
+      if (usage === undefined) usage = body === null ? usageFound(raw, searched, () => this.body) : usageIn(body)
       return usage
     }
   }
@@ -73,10 +75,11 @@ export function wholeAnswer(reply: Reply, redact: Redact, mender: Mender | null 
  * The usage of a body that nobody else reads, without parsing the rest of it: taken when the key stands there once, as
  * a field of the body itself; otherwise the whole body is parsed. A key inside a string cannot match, because its quotes
  * would be escaped.
+ * @param searched the body as latin1, where somebody has it
  */
-function usageFound(raw: Buffer, parsed: () => ChatCompletion): CompletionUsage | null {
+function usageFound(raw: Buffer, searched: string | null, parsed: () => ChatCompletion): CompletionUsage | null {
   if (raw.length < cheapToParse) return usageIn(parsed())
-  const text = raw.toString('latin1')
+  const text = searched ?? raw.toString('latin1')
   usageKey.lastIndex = 0
   if (!usageKey.test(text)) return null
   const start = usageKey.lastIndex
