@@ -383,7 +383,7 @@ async function signing() {
 async function alone(name, contender, rows) {
   progress(name)
   second.contenders.push({ name, title: contender })
-  const output = run('contender', node, [join(import.meta.dirname, `${name}.mjs`)], 240_000)
+  const output = run('contender', node, [join(import.meta.dirname, `${name}.mjs`)], 360_000)
   for (const { title, says, digits = 2, below } of rows) {
     const row = measure(title, digits, { single: true })
     second.measures.push(row)
