@@ -172,9 +172,7 @@ async function httpPlugin(app: FastifyInstance, options: HttpOptions): Promise<v
       .send(errorBody(error))
   }
 
-  /**
-   * What callers do wrong is theirs to see; what fails here or upstream is the operator's, except that we are closing.
-   */
+  /** What callers do wrong is theirs to see; what fails here or upstream is the operator's, except that we are closing. */
   function report(error: unknown, fault: GatewayError, asker: Parameters<Http['report']>[2]): void {
     const target = fault.target && { target: withoutKeys(fault.target) }
     const details = { requestId: asker.id, traceId: asker.traceId, code: fault.code, ...target }

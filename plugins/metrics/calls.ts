@@ -261,6 +261,6 @@ function blameOf(error: unknown): string {
 
 /** A vendor's own code is no label: it is whatever the vendor writes. */
 function labelOf(code: string | null, error: unknown): string {
-  const isTheirs = isGatewayError(error) && (error.blame === 'request' || error.code === 'GATEWAY_UPSTREAM_REJECTED')
-  return isTheirs ? 'upstream_rejected' : (code ?? 'none')
+  const isRejected = isGatewayError(error) && (error.blame === 'request' || error.code === 'GATEWAY_UPSTREAM_REJECTED')
+  return isRejected ? 'upstream_rejected' : (code ?? 'none')
 }

@@ -341,6 +341,20 @@ t.test('a signature that is refused is not sent again, and the next attempt goes
   t.notMatch(upstream.requests[1]?.rawBody.toString(), 'FromElsewhere')
 })
 
+t.test('callers who bring signatures from elsewhere opened the breaker for everybody', async t => {
+  const { client, upstream } = await gateway(t, {}, undefined, { retries: 0 })
+  const { signature } = JSON.parse(fixture('errors.json').toString())
+  upstream.script(json(signature, { status: 400 }))
+  for (let call = 0; call < 10; call++) {
+    const extra_content = { google: { thought_signature: `FromElsewhere${call}` } }
+    const messages = [hello.messages[0]!, { role: 'assistant' as const, content: 'Well', extra_content }]
+    t.match(await fault(client.chat.completions.create({ ...hello, messages })), { status: 502 })
+  }
+  upstream.script(json(steps[3]))
+  t.equal((await client.chat.completions.create(hello)).choices[0]?.message.content, 'You are welcome.')
+  t.equal(upstream.requests.length, 11)
+})
+
 t.test('a fault over signatures that is not theirs stays what it is', async t => {
   const { client, upstream } = await gateway(t, {}, undefined, { retries: 1 })
   upstream.script(json(failure(400, 'Thought signature: no.'), { status: 400 }))
