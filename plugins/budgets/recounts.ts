@@ -2,7 +2,7 @@ import type { Log } from '../../schemas/gateway.ts'
 import type { Store } from '../../schemas/store.ts'
 import type { Account } from './account.ts'
 import type { Books } from './books.ts'
-import type { SharedEngine } from './redis.ts'
+import type { SharedEngine } from './redis/index.ts'
 
 export interface RecountsOptions {
   readonly books: Books

@@ -5,7 +5,7 @@ import { usdOf } from '../../schemas/money.ts'
 import type { Store } from '../../schemas/store.ts'
 import type { BudgetLimit } from '../../schemas/tenants.ts'
 import type { Account } from './account.ts'
-import type { SharedEngine } from './redis.ts'
+import type { SharedEngine } from './redis/index.ts'
 import type { Standing } from './standing.ts'
 
 export interface ResetOptions {

@@ -3,7 +3,7 @@ import { endOf, periodKey } from '../../schemas/periods.ts'
 import type { BudgetLimit } from '../../schemas/tenants.ts'
 import type { Account, Kind } from './account.ts'
 import type { Books } from './books.ts'
-import type { SharedEngine } from './redis.ts'
+import type { SharedEngine } from './redis/index.ts'
 
 export interface StandingOptions {
   readonly books: Books

@@ -1,14 +1,16 @@
-import { LimitsUnavailable } from '../../schemas/errors.ts'
-import type { Log } from '../../schemas/gateway.ts'
-import type { Balance } from '../../schemas/ledger.ts'
-import { periodKey, periods } from '../../schemas/periods.ts'
-import type { Shared } from '../../schemas/shared.ts'
-import type { Store } from '../../schemas/store.ts'
-import type { Account } from './account.ts'
-import type { Books } from './books.ts'
-import { accountsOf, type BudgetHold, type Engine } from './hold.ts'
-import { refuse } from './refusal.ts'
+import { LimitsUnavailable } from '../../../schemas/errors.ts'
+import type { Log } from '../../../schemas/gateway.ts'
+import type { Balance } from '../../../schemas/ledger.ts'
+import type { Shared } from '../../../schemas/shared.ts'
+import type { Store } from '../../../schemas/store.ts'
+import type { Account } from '../account.ts'
+import type { Books } from '../books.ts'
+import { accountsOf, type Engine } from '../hold.ts'
+import { refuse } from '../refusal.ts'
+import { callOf, type Request } from './call.ts'
+import { createEstates } from './estates.ts'
 import { hold as holdScript } from './script.ts'
+import { rebuilding, roomIn, shareLeft, takeShare, unavailable } from './share.ts'
 
 export interface RedisOptions {
   readonly shared: Shared
@@ -38,24 +40,11 @@ export interface SharedEngine extends Engine {
   close(): void
 }
 
-/** One hold that waits to be decided, or a question without an amount. */
-interface Request {
-  readonly hold: BudgetHold | null
-  readonly accounts: readonly Account[]
-  readonly amount: number
-  readonly resolve: () => void
-  readonly reject: (error: unknown) => void
-  /** How often the store was read for it. */
-  reads: number
-}
-
 const mostRequests = 500
 const mostScopes = 1_000
 const syncInterval = 500
 /** Lines of the journal are written within a turn of the event loop; a read of the store after this contains them. */
 const written = 50
-const keptAfterEnd = 2 * 86_400_000
-const keptTotal = 7 * 86_400_000
 const mostReads = 3
 
 /**
@@ -67,12 +56,10 @@ const mostReads = 3
  * they were written down, and a balance is only ever replaced by a newer one.
  */
 export function createRedis({ shared, store: storeOf, log, books, now, seen }: RedisOptions): SharedEngine {
-  const sequenceKey = `b:seq:${shared.instance}`
   let waiting: Request[] = []
   let dirty: Account[] = []
   const stale: Account[] = []
   let known: Account[] = []
-  let leftovers: Array<{ account: Account; instance: string }> = []
   let pruneAt = 1_000
   let sequence = 0
   let batch = 0
@@ -86,6 +73,11 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
   let failed: string | null = null
   const timer = setInterval(() => void sync(), syncInterval).unref()
   let deaths: NodeJS.Timeout[] = []
+  const estates = createEstates(async (account, instance) => {
+    await refresh([account])
+    account.buried.push(instance)
+    announce(account)
+  })
 
   shared.onState(({ down, lost }) => {
     epoch++
@@ -161,7 +153,16 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
 
   async function once(): Promise<void> {
     const { requests, scopes } = gather()
-    const { keys, args } = callOf(requests, scopes)
+    const { instance, generation } = shared
+    const kept = bookkeeper() !== undefined
+    const { keys, args } = callOf(requests, scopes, {
+      instance,
+      generation,
+      sequence: ++sequence,
+      epoch,
+      kept,
+      time: now()
+    })
     const held = scopes.map(account => account.held)
     const since = scopes.map(account => account.settledSince)
     for (const account of scopes) account.fresh = -1
@@ -226,57 +227,6 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
     pruneAt = Math.max(1_000, known.length * 2)
   }
 
-  function callOf(requests: readonly Request[], scopes: readonly Account[]) {
-    const time = now()
-    const store = bookkeeper()
-    const keys = ['generation', 'instances', sequenceKey]
-    const args: Array<string | number> = [
-      shared.generation ?? '',
-      shared.instance,
-      ++sequence,
-      store === undefined ? 0 : 1,
-      scopes.length
-    ]
-    for (const account of scopes) {
-      keys.push(`b:${account.scope}:${account.periodKey}`)
-      const forever = store === undefined ? 0 : keptTotal
-      const ttl = account.ends === Number.POSITIVE_INFINITY ? forever : Math.max(0, account.ends - time) + keptAfterEnd
-      args.push(
-        account.cap === Number.POSITIVE_INFINITY ? '' : (account.limit ?? ''),
-        String(account.base),
-        account.version,
-        account.held,
-        account.unfolded,
-        account.fresh === epoch ? 1 : 0,
-        Math.ceil(ttl),
-        account.buried.length,
-        ...account.buried
-      )
-      const others = othersOf(account, time)
-      args.push(account.periodKey, others.length, ...others)
-      // Should this call be lost, the next answer names them again.
-      account.buried = []
-    }
-    args.push(requests.length)
-    for (const { amount, hold, accounts } of requests) {
-      args.push(amount, hold === null ? 0 : accounts.length)
-      if (hold !== null) for (const account of accounts) args.push(account.place)
-    }
-    return { keys, args }
-  }
-
-  /** Other periods in which calls of the same scope may hold something: where the period was changed. */
-  function othersOf(account: Account, time: number): string[] {
-    const others: string[] = []
-    if (!account.probed) {
-      for (const period of periods) if (period !== account.period) others.push(periodKey(period, time))
-    }
-    for (let { elder } = account; elder !== null; elder = elder.elder) {
-      if (elder.period !== account.period && !others.includes(elder.periodKey)) others.push(elder.periodKey)
-    }
-    return others
-  }
-
   function read(answer: readonly unknown[], requests: readonly Request[], scopes: readonly Account[]): void {
     let at = 1
     const missing: Account[] = []
@@ -287,7 +237,7 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
       account.probed = true
       if (answer[at + 3] !== '1') missing.push(account)
       const dead = String(answer[at + 4])
-      if (dead !== '') for (const instance of dead.split(' ')) bury(account, instance)
+      if (dead !== '') for (const instance of dead.split(' ')) estates.add(account, instance)
       at += 5
     }
     const again: Request[] = []
@@ -362,40 +312,14 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
     for (const account of accounts) account.stale = false
     try {
       if (accounts.length > 0) await refresh(accounts)
-      await settleEstates(store)
+      await estates.settle(store)
+      schedule()
     } catch {
       // The store says why, once; what is settled stays counted.
       for (const account of accounts) expire(account)
     } finally {
       syncing = false
     }
-  }
-
-  function bury(account: Account, instance: string): void {
-    if (leftovers.some(other => other.account === account && other.instance === instance)) return
-    leftovers.push({ account, instance })
-  }
-
-  /** What a dead process has settled counts until the books contain it, or nobody can bring it there any more. */
-  async function settleEstates(store: Store): Promise<void> {
-    const open = leftovers
-    leftovers = []
-    const closed = new Map<string, boolean>()
-    for (const { account, instance } of open) {
-      try {
-        if (!closed.has(instance)) closed.set(instance, (await store.ledger.closed?.(instance)) ?? false)
-        if (closed.get(instance) === true) {
-          await refresh([account])
-          account.buried.push(instance)
-          announce(account)
-          continue
-        }
-      } catch {
-        // The next time.
-      }
-      bury(account, instance)
-    }
-    schedule()
   }
 
   /** Without an answer from Redis. */
@@ -405,36 +329,13 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
         if (request.hold === null || shared.onRedisDown === 'deny' || reason === rebuilding) {
           throw unavailable(reason)
         }
-        takeShare(request.hold, request.accounts, request.amount)
+        takeShare(request.hold, request.accounts, request.amount, shared)
+        for (const account of request.accounts) announce(account)
         request.resolve()
       } catch (error) {
         request.reject(error)
       }
     }
-  }
-
-  /** This process's part of the room that there was when Redis last answered. */
-  function takeShare(hold: BudgetHold, accounts: readonly Account[], amount: number): void {
-    for (const account of accounts) {
-      if (account.cap === Number.POSITIVE_INFINITY) continue
-      // Without an answer nobody knows how many share, nor what they have spent.
-      if (shared.generation === null) throw unavailable(shared.down ?? 'it has not answered yet')
-      if (amount > shareLeft(account)) {
-        throw refuse(hold, account, account.seenSpent + BigInt(account.settledSince), account.seenHeld, amount)
-      }
-    }
-    for (const account of accounts) {
-      account.held += amount
-      announce(account)
-    }
-    hold.degraded = true
-    hold.granted(amount)
-  }
-
-  function shareLeft(account: Account): number {
-    const room = Number(BigInt(account.limit ?? 0) - account.seenSpent) - account.seenHeld
-    const share = Math.floor(Math.max(0, room) / Math.max(1, shared.processes))
-    return share - (account.held - account.ownHeld) - account.settledSince
   }
 
   function isOpen({ held, unfolded, dirty }: Account): boolean {
@@ -485,8 +386,7 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
     },
     remaining(account) {
       if (account.cap === Number.POSITIVE_INFINITY) return account.cap
-      if (shared.down !== null) return Math.max(0, shareLeft(account))
-      return Number(BigInt(account.limit ?? 0) - account.seenSpent) - account.seenHeld
+      return shared.down === null ? roomIn(account) : Math.max(0, shareLeft(account, shared.processes))
     },
     started(account) {
       account.fresh = epoch
@@ -526,11 +426,4 @@ export function createRedis({ shared, store: storeOf, log, books, now, seen }: R
       for (const death of deaths) clearTimeout(death)
     }
   }
-}
-
-const rebuilding = 'what gateways share in Redis was lost and is being rebuilt. Try again in a few seconds.'
-
-function unavailable(reason: string): Error {
-  const known = reason === rebuilding || reason.startsWith('Redis ')
-  return new LimitsUnavailable(known ? reason : `Redis cannot be asked: ${reason}.`)
 }

@@ -1,4 +1,4 @@
-import type { Script } from '../../schemas/shared.ts'
+import type { Script } from '../../../schemas/shared.ts'
 
 /**
  * Takes over what one process holds and has spent, and decides which of its calls may go on, one by one.
