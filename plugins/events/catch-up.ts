@@ -1,12 +1,12 @@
 import type { Subscription } from './hub.ts'
-import { bytesOf, isAfter } from './item.ts'
+import { bytesOf, isAfter, type Notice } from './item.ts'
 import type { Source } from './source.ts'
 
 export interface Catching {
   readonly source: Source
   /** Bytes that may wait for one subscriber. */
   readonly buffer: number
-  tell(subscription: Subscription, id: string | null, type: string, said: object): void
+  tell(subscription: Subscription, id: string | null, type: Notice, said: object): void
   write(subscription: Subscription, bytes: Buffer): void
   /** It does not read. */
   drop(subscription: Subscription): void

@@ -1,7 +1,7 @@
 import { tenantName } from '../../schemas/atoms.ts'
 import { detail, InvalidRequest } from '../../schemas/errors.ts'
 import { eventTypePattern, eventTypes } from '../../schemas/events.ts'
-import { type Item, idPattern, tenantOf } from './item.ts'
+import { type Item, idPattern, notices, tenantOf } from './item.ts'
 
 /** What a subscriber asks for. */
 export interface Wish {
@@ -20,8 +20,6 @@ export interface Filter {
 const known: ReadonlySet<string> = new Set(['type', 'tenant', 'lastEventId', 'ticket'])
 const named = new RegExp(tenantName)
 const typePattern = new RegExp(eventTypePattern)
-/** They pass every filter; who names them means no harm. */
-const notices = ['gateway.events.ready', 'gateway.events.gap', 'gateway.events.end']
 const mostNames = 32
 
 /**
@@ -41,7 +39,7 @@ export function wishOf(
   const types = namesOf(query, 'type', typePattern, 'a list of types such as model.request.complete,key.*')
   const there = [...eventTypes, ...further]
   for (const type of types) {
-    if (there.some(one => meet(type, one)) || notices.includes(type)) continue
+    if ([...there, ...notices].some(one => meet(type, one))) continue
     throw wrong(
       'type',
       `names ${type}, which does not exist. There are ${there.join(', ')}; model.* stands for a family.`

@@ -1,7 +1,7 @@
 import type { Principal } from '../../schemas/gateway.ts'
 import { bringUpToDate } from './catch-up.ts'
 import type { Filter, Wish } from './filter.ts'
-import { bytesOf, type Form, type Item, notice } from './item.ts'
+import { bytesOf, type Form, type Item, type Notice, notice } from './item.ts'
 import type { Source } from './source.ts'
 
 /** Why a subscription ends from our side. */
@@ -181,7 +181,7 @@ export function createHub(source: () => Source, { buffer, now, failed }: HubOpti
     end(subscription, 'slow')
   }
 
-  function tell({ sink }: Subscription, id: string | null, type: string, said: object): void {
+  function tell({ sink }: Subscription, id: string | null, type: Notice, said: object): void {
     sink.write(bytesOf(sink.form, [notice(id, type, said)]))
   }
 

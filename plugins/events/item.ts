@@ -73,8 +73,12 @@ export function tenantOf(item: Item): string | null {
   return item.tenant
 }
 
+/** Types of messages about the stream itself, which pass every filter. */
+export const notices = ['gateway.events.ready', 'gateway.events.gap', 'gateway.events.end'] as const
+export type Notice = (typeof notices)[number]
+
 /** A message about the stream itself, which stands in no stream. Without an id a reader's last one stays what it was. */
-export function notice(id: string | null, type: string, said: object): Item {
+export function notice(id: string | null, type: Notice, said: object): Item {
   return { id: id ?? '', type, data: JSON.stringify(said) }
 }
 
